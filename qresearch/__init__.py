@@ -1,0 +1,1 @@
+"""qresearch: learnable and mixed-precision quantization research in JAX."""
