@@ -1,0 +1,51 @@
+"""What differs between the JAX versions we support (0.10 on Python 3.11, 0.11 on Python 3.12). Nothing else may
+know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from jax.extend import core
+
+
+def open_jaxpr(jaxpr: Any) -> tuple[Any, tuple[Any, ...]]:
+    """(jaxpr, consts) of an equation's inner jaxpr: 0.10 has open and closed ones, 0.11 only one kind."""
+    return getattr(jaxpr, "jaxpr", jaxpr), tuple(getattr(jaxpr, "consts", ()))
+
+
+def scan_counts(params: dict[str, Any]) -> tuple[int, int]:
+    """(constants, carries) of a scan equation."""
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].unpack()
+    return len(tuple(consts)), len(tuple(carry))
+
+
+def evaluate_equation(equation: Any, values: Sequence[Any]) -> list[Any]:
+    """Runs one equation as JAX itself would, whatever rules its primitive needs, and returns all its outputs.
+
+    A jaxpr of that single equation goes through JAX's own evaluator: how bind parameters are recovered (a tuple once,
+    a dict in 0.10.2) stays JAX's business.
+    """
+    variables = [atom for atom in equation.invars if not isinstance(atom, core.Literal)]
+    unique = list(dict.fromkeys(variables))
+    given = {atom: value for atom, value in zip(equation.invars, values) if not isinstance(atom, core.Literal)}
+    kept = [i for i, atom in enumerate(equation.outvars) if not is_dropped(atom)]
+    jaxpr = core.Jaxpr([], unique, [equation.outvars[i] for i in kept], [equation], equation.effects)
+    outputs = core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, []))(*(given[atom] for atom in unique))
+    results: list[Any] = [None] * len(equation.outvars)
+    for i, output in zip(kept, outputs):
+        results[i] = output
+    return results
+
+
+def is_literal(atom: Any) -> bool:
+    """Whether an equation's input is a constant written into the jaxpr."""
+    return isinstance(atom, core.Literal)
+
+
+def is_dropped(atom: Any) -> bool:
+    """Whether an equation's output is used by nobody."""
+    return isinstance(atom, core.DropVar)

@@ -1,0 +1,64 @@
+"""The dataflow lattice: where a value in a jaxpr comes from.
+
+Every value is one of three: *data* (depends on an input), an *origin* (computed from parameters alone: transposed,
+cast, scaled, merged, sliced, ... and still a kernel), or a *constant*.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from qresearch.graph.layer import Unassigned
+
+DATA = "data"
+CONSTANT = "constant"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A value computed from parameters alone. ``levels``: the enclosing scans that hand it out a slice an iteration."""
+
+    paths: tuple[str, ...]
+    levels: frozenset[int] = frozenset()
+
+
+Flow = Origin | str
+
+
+def merge(flows: Sequence[Flow]) -> Flow:
+    """The flow of something computed from all of these: data if any is, else an origin if any is, else a constant."""
+    if any(flow == DATA for flow in flows):
+        return DATA
+    origins = [flow for flow in flows if isinstance(flow, Origin)]
+    if not origins:
+        return CONSTANT
+    paths = tuple(dict.fromkeys(path for origin in origins for path in origin.paths))
+    return Origin(paths, frozenset().union(*(origin.levels for origin in origins)))
+
+
+@dataclass
+class Discovery:
+    """What a walk over a jaxpr collects. ``shapes``: of all parameters, by path."""
+
+    shapes: dict[str, tuple[int, ...]]
+    unassigned: list[Unassigned] = field(default_factory=list)
+    uses: dict[str, int] = field(default_factory=dict)
+
+    def claim(self, origin: Origin, shape: tuple[int, ...]) -> tuple[str, str]:
+        """(base name, parameter path) of a new layer whose kernel has this origin and shape.
+
+        A kernel made of several parameters (weight normalization, LoRA) is named after the one with its number of
+        elements, else after the largest.
+        """
+        elements = math.prod(shape)
+        sizes = {path: math.prod(self.shapes[path]) for path in origin.paths}
+        path = min(sizes, key=lambda p: (sizes[p] != elements, -sizes[p]))
+        self.uses[path] = self.uses.get(path, 0) + 1
+        return layer_name(path) + (f"#{self.uses[path]}" if self.uses[path] > 1 else ""), path
+
+
+def layer_name(path: str) -> str:
+    """A parameter's path without Flax's collection: ``params/Conv_0/kernel`` is ``Conv_0/kernel``."""
+    return path.removeprefix("params/")

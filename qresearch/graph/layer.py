@@ -1,0 +1,66 @@
+"""Layers: the contractions of a function whose kernel comes from a parameter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """The static facts of a ``dot_general`` or ``conv_general_dilated`` equation, seen from its kernel.
+
+    channel_axes: the kernel's axes that become output channels. weight_contracting, input_contracting: the axes
+    summed over, in the kernel and in the input. parameters: the equation's own, for handlers that replace it.
+    """
+
+    kind: str  # "dot_general" or "conv_general_dilated"
+    weight_operand: int  # 0 (left) or 1 (right)
+    weight_shape: tuple[int, ...]
+    input_shape: tuple[int, ...]
+    channel_axes: tuple[int, ...]
+    weight_contracting: tuple[int, ...]
+    input_contracting: tuple[int, ...]
+    macs: int  # multiply-accumulates of one execution, padding taps included
+    feature_groups: int = 1
+    parameters: tuple[tuple[str, Any], ...] = field(default=(), repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A kernel with its input: the unit that an allocation gives bits to.
+
+    name: the kernel parameter's path, ``Conv_0/kernel``; the second use of one kernel is ``Conv_0/kernel#2``,
+    iteration 3 of a scanned stack is ``blocks/kernel@3``. parameter: that path itself. macs: multiply-accumulates per
+    example. size: weights. calls: executions per call of the function (a kernel that a scan reuses is called once an
+    iteration).
+    """
+
+    name: str
+    parameter: str
+    contraction: Contraction
+    macs: int
+    size: int
+    calls: int = 1
+
+    @property
+    def input_site(self) -> str:
+        """The name of the input's site: ``Conv_0/input`` for the layer ``Conv_0/kernel``."""
+        path, mark, rest = self.name, "", ""
+        for i, character in enumerate(self.name):
+            if character in "#@":
+                path, mark, rest = self.name[:i], character, self.name[i + 1 :]
+                break
+        parent, _, _ = path.rpartition("/")
+        return (f"{parent}/input" if parent else "input") + mark + rest
+
+
+@dataclass(frozen=True)
+class Unassigned:
+    """A contraction that is not a layer, and why. ``refused``: it has a kernel, but sits where we cannot reach it."""
+
+    name: str
+    reason: str
+    macs: int
+    source: str = ""
+    refused: bool = False

@@ -1,0 +1,131 @@
+"""Tracing a function to its graph: the layers it has, and how to run it with a handler."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from qresearch.errors import GraphError
+from qresearch.graph.dataflow import DATA, Discovery, Flow, Origin
+from qresearch.graph.discover import analyse
+from qresearch.graph.interpreter import Handler, States, evaluate
+from qresearch.graph.layer import Layer, Unassigned
+from qresearch.graph.plan import Plan, Site
+
+Function = Callable[[Any, Any], Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """A traced ``fn(params, x)``. layers: in order of execution; unassigned: contractions that are not layers, and
+    why.
+    """
+
+    plan: Plan
+    layers: tuple[Layer, ...]
+    unassigned: tuple[Unassigned, ...]
+    output_tree: Any
+
+    def run(self, handler: Handler, params: Any, x: Any, states: States | None = None) -> tuple[Any, States]:
+        """(outputs of fn, aux by layer name) with every layer computed by ``handler``.
+
+        states: by layer name; a handler gets None for a layer without an entry. Either all iterations of a scanned
+        layer have one, of the same structure, or none has. Every leaf of an aux has a leading axis of the layer's
+        calls.
+        """
+        stacked = _stack_states(self.plan, states or {})
+        outputs, aux = evaluate(self.plan, handler, stacked, jax.tree.leaves((params, x)))
+        return jax.tree.unflatten(self.output_tree, outputs), _unstack_aux(self.plan, aux)
+
+
+def trace(fn: Function, params: Any, x: Any) -> Graph:
+    """Traces fn(params, x) once, without running it. params and x: pytrees of arrays or ``jax.ShapeDtypeStruct``.
+
+    macs of a layer are per example: per unit of the leading axis of x's first array.
+    """
+    closed, shape = jax.make_jaxpr(fn, return_shape=True)(params, x)
+    paths = [_path(path) for path, _ in jax.tree.leaves_with_path(params)]
+    flows: list[Flow] = [Origin((path,)) for path in paths] + [DATA] * len(jax.tree.leaves(x))
+    discovery = Discovery({path: jnp.shape(leaf) for path, leaf in zip(paths, jax.tree.leaves(params))})
+    plan, _ = analyse(closed, flows, discovery)
+    layers = tuple(layer for site in plan.sites() for layer in _layers_of(site, _examples(x)))
+    return Graph(plan, layers, tuple(discovery.unassigned), jax.tree.structure(shape))
+
+
+def find_layers(fn: Function, params: Any, x: Any) -> tuple[Layer, ...]:
+    """The layers of fn(params, x), in the order of execution: see ``trace``.
+
+    GraphError if a kernel is used where it cannot be quantized: in a cond, a while loop or a custom derivative rule.
+    """
+    graph = trace(fn, params, x)
+    refuse(graph.unassigned)
+    return graph.layers
+
+
+def refuse(unassigned: Sequence[Unassigned]) -> None:
+    """Raises GraphError for the first contraction whose kernel the interpreter cannot reach."""
+    for found in unassigned:
+        if found.refused:
+            raise GraphError(
+                f"layer {found.name} ({found.source}) cannot be quantized: {found.reason}; move it out, or leave it in"
+                " float by a rule with weight and input None"
+            )
+
+
+def layer_names(site: Site) -> list[str]:
+    """The names of the layers that a site stands for, in the order of its stacked axes."""
+    indices = itertools.product(*(range(length) for length in site.iterations))
+    return [site.base + "".join(f"@{i}" for i in index) for index in indices]
+
+
+def _layers_of(site: Site, examples: int) -> list[Layer]:
+    contraction = site.contraction
+    size = 1
+    for length in contraction.weight_shape:
+        size *= length
+    macs = -(-contraction.macs * site.calls // examples)
+    return [Layer(name, site.parameter, contraction, macs, size, site.calls) for name in layer_names(site)]
+
+
+def _examples(x: Any) -> int:
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(x)]
+    return shapes[0][0] if shapes and shapes[0] else 1
+
+
+def _path(path: tuple[Any, ...]) -> str:
+    """``params/Conv_0/kernel`` of a pytree path; an nnx Variable's own ``value`` is not part of the name."""
+    parts = [str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path]
+    return "/".join(parts[:-1] if len(parts) > 1 and parts[-1] == "value" else parts)
+
+
+def _stack_states(plan: Plan, states: States) -> States:
+    """By base name, with one leading axis per enclosing scan that iterates the site."""
+    if not states:
+        return {}
+    stacked = {}
+    for site in plan.sites():
+        entries = [states[name] for name in layer_names(site) if name in states]
+        if not entries:
+            continue
+        if not site.iterations:
+            stacked[site.base] = entries[0]
+            continue
+        stacked[site.base] = jax.tree.map(
+            lambda *leaves, lengths=site.iterations: jnp.stack(leaves).reshape(*lengths, *jnp.shape(leaves[0])),
+            *entries,
+        )
+    return stacked
+
+
+def _unstack_aux(plan: Plan, aux: States) -> States:
+    unstacked = {}
+    for site in plan.sites():
+        indices = list(itertools.product(*(range(length) for length in site.iterations)))
+        for name, index in zip(layer_names(site), indices):
+            unstacked[name] = jax.tree.map(lambda leaf, index=index: leaf[index], aux[site.base])
+    return unstacked

@@ -1,0 +1,101 @@
+"""The contract of a quantization method: three pure functions, closed over a static specification."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from qresearch.errors import GraphError
+from qresearch.numerics.codes import Codes
+from qresearch.numerics.granularity import PER_TENSOR, Granularity
+
+FLOAT_BITS = 32.0  # at this width and above a site stays in float; at 0 it is pruned
+Bits = Float[Array, ""] | float
+QParams = Any  # a method's own NamedTuple of arrays for one site
+
+
+@dataclass(frozen=True)
+class QuantSpec:
+    """The static choices about one site. Everything numeric (bits, scale, ...) is traced and lives elsewhere.
+
+    signed: codes may be negative. symmetric: zero_point is 0. narrow: drop the code that has no mirror image.
+    range: name in ``RANGES`` that calibrates the initial range, or None for the method's own initialisation.
+    mask: what the straight-through estimator counts as clipped (see ``fake_quant``), or None for the method's default.
+    rounding: half_even, floor, ceil, toward_zero or stochastic.
+    """
+
+    signed: bool = True
+    symmetric: bool = True
+    granularity: Granularity = field(default=PER_TENSOR)
+    narrow: bool = False
+    range: str | None = None
+    mask: str | None = None
+    rounding: str = "half_even"
+
+
+class InitFn(Protocol):
+    """``init(x, bits) -> qparams``: calibrates on a tensor x at a traced width."""
+
+    def __call__(self, x: Float[Array, "..."], bits: Bits) -> QParams: ...
+
+
+class ApplyFn(Protocol):
+    """``apply(qparams, x, bits, *, key=None) -> x̂``: fake-quantizes; differentiable in qparams, x and bits."""
+
+    def __call__(
+        self,
+        qparams: QParams,
+        x: Float[Array, "..."],
+        bits: Bits,
+        *,
+        key: PRNGKeyArray | Array | None = None,
+    ) -> Float[Array, "..."]: ...
+
+
+class EncodeFn(Protocol):
+    """``encode(qparams, x, bits) -> Codes``: what is stored, for widths from 1 to 24; decoding it equals ``apply``."""
+
+    def __call__(self, qparams: QParams, x: Float[Array, "..."], bits: Bits) -> Codes: ...
+
+
+class Quantizer(NamedTuple):
+    """A quantization method for one site. ``learnable`` names the fields of its qparams that training updates."""
+
+    init: InitFn
+    apply: ApplyFn
+    encode: EncodeFn
+    learnable: tuple[str, ...] = ()
+
+
+class Factory(Protocol):
+    """``factory(spec) -> Quantizer``; refuses a spec it has no mathematics for with ``UnsupportedSpecError``."""
+
+    def __call__(self, spec: QuantSpec) -> Quantizer: ...
+
+
+class UnsupportedSpecError(GraphError):
+    """A method was asked for a sign, symmetry or granularity that its paper does not define."""
+
+
+def at_width(bits: Bits, x: Array, quantized: Array) -> Array:
+    """``quantized`` at 1 to 31 bits, x itself at 32 and above (float), zeros at 0 and below (pruned)."""
+    bits = jnp.asarray(bits, jnp.float32)
+    return jnp.where(bits >= FLOAT_BITS, x, jnp.where(bits <= 0.0, jnp.zeros_like(x), quantized))
+
+
+def on_view(granularity: Granularity, quantizer: Quantizer) -> Quantizer:
+    """A quantizer that sees the granularity's view of every tensor, so that a method never mentions groups."""
+
+    def init(x: Array, bits: Bits) -> QParams:
+        return quantizer.init(granularity.view(x), bits)
+
+    def apply(qparams: QParams, x: Array, bits: Bits, *, key: Array | None = None) -> Array:
+        return quantizer.apply(qparams, granularity.view(x), bits, key=key).reshape(x.shape)
+
+    def encode(qparams: QParams, x: Array, bits: Bits) -> Codes:
+        return quantizer.encode(qparams, granularity.view(x), bits)
+
+    return quantizer if granularity.group is None else Quantizer(init, apply, encode, quantizer.learnable)
