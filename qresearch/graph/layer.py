@@ -33,7 +33,7 @@ class Layer:
     name: the kernel parameter's path, ``Conv_0/kernel``; the second use of one kernel is ``Conv_0/kernel#2``,
     iteration 3 of a scanned stack is ``blocks/kernel@3``. parameter: that path itself. macs: multiply-accumulates per
     example. size: weights. calls: executions per call of the function (a kernel that a scan reuses is called once an
-    iteration).
+    iteration). whole: the kernel has all elements of its parameter; a slice of a fused one has not.
     """
 
     name: str
@@ -42,6 +42,7 @@ class Layer:
     macs: int
     size: int
     calls: int = 1
+    whole: bool = True
 
     @property
     def input_site(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,7 +54,7 @@ def trace(fn: Function, params: Any, x: Any) -> Graph:
     flows: list[Flow] = [Origin((path,)) for path in paths] + [DATA] * len(jax.tree.leaves(x))
     discovery = Discovery({path: jnp.shape(leaf) for path, leaf in zip(paths, jax.tree.leaves(params))})
     plan, _ = analyse(closed, flows, discovery)
-    layers = tuple(layer for site in plan.sites() for layer in _layers_of(site, _examples(x)))
+    layers = tuple(layer for site in plan.sites() for layer in _layers_of(site, _examples(x), discovery))
     return Graph(plan, layers, tuple(discovery.unassigned), jax.tree.structure(shape))
 
 
@@ -83,13 +84,12 @@ def layer_names(site: Site) -> list[str]:
     return [site.base + "".join(f"@{i}" for i in index) for index in indices]
 
 
-def _layers_of(site: Site, examples: int) -> list[Layer]:
+def _layers_of(site: Site, examples: int, discovery: Discovery) -> list[Layer]:
     contraction = site.contraction
-    size = 1
-    for length in contraction.weight_shape:
-        size *= length
+    size, names = math.prod(contraction.weight_shape), layer_names(site)
     macs = -(-contraction.macs * site.calls // examples)
-    return [Layer(name, site.parameter, contraction, macs, size, site.calls) for name in layer_names(site)]
+    whole = size * len(names) == math.prod(discovery.shapes[site.parameter])
+    return [Layer(name, site.parameter, contraction, macs, size, site.calls, whole) for name in names]
 
 
 def _examples(x: Any) -> int:

@@ -1,0 +1,171 @@
+"""A function and its rules become a quantized model: layers to give bits to, calibration, fake-quantized execution."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from qresearch.errors import GraphError
+from qresearch.graph import Call, Graph, Handler, Layer, Unassigned, trace
+from qresearch.graph.handlers import record
+from qresearch.graph.trace import Function, refuse
+from qresearch.quantizers import Quantizer
+from qresearch.rules import Option, Rule, assign_rules, stays_float
+from qresearch.units import Unit, base_name, build_units, calibrate_unit, fake_quantize
+
+Params = Any
+QParams = dict[str, dict[str, Any]]  # layer name -> {"weight", "input"} -> the method's qparams; None where float
+Bits = Float[Array, "layers 2"]  # (weight_bits, input_bits) of every layer; traced
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedModel:
+    """``fn(params, x)`` with quantized layers. Bits are traced: one compiled ``apply`` serves every allocation.
+
+    units: the layers with their quantizers. unassigned: contractions that are not layers, and why. The float model's
+    params are used unchanged. Build with ``quantize_model``.
+    """
+
+    fn: Function
+    units: tuple[Unit, ...]
+    unassigned: tuple[Unassigned, ...]
+    graphs: dict[Any, Graph] = field(repr=False)
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The layers, in the order of the rows of ``bits``."""
+        return tuple(unit.layer for unit in self.units)
+
+    @property
+    def menus(self) -> tuple[tuple[Option, ...], ...]:
+        """The options that the rules allow each layer; a layer with a single one is pinned."""
+        return tuple(unit.rule.options() for unit in self.units)
+
+    def init(self, params: Params, x: Any, bits: Bits) -> QParams:
+        """Calibrates every site on the float model's tensors for the batch x, at its width.
+
+        Under ``vmap`` over bits the model still runs once: only the calibration is repeated.
+        """
+        _, recorded = self.graph(params, x).run(record, params, x)
+        return {unit.layer.name: calibrate_unit(unit, recorded, bits[i]) for i, unit in enumerate(self.units)}
+
+    def apply(self, params: Params, qparams: QParams, x: Any, bits: Bits, key: Array | None = None) -> Any:
+        """fn(params, x) with every layer's weight and input fake-quantized. key: for stochastic methods only."""
+        states: dict[str, Any] = {}
+        for i, unit in enumerate(self.units):
+            state = {"qparams": qparams[unit.layer.name], "bits": bits[i]}
+            if key is not None:
+                state["key"] = jax.random.fold_in(key, i)
+            states |= {use.name: state for use in unit.uses}
+        return self.graph(params, x).run(self.handler, params, x, states)[0]
+
+    @functools.cached_property
+    def handler(self) -> Handler:
+        """The interpreter's handler that fake-quantizes. State of a layer: qparams, bits [2] and perhaps a key."""
+        units = {base_name(use.name): unit for unit in self.units for use in unit.uses}
+
+        def quantize_layer(call: Call) -> tuple[Array, None]:
+            weight, x, unit = call.weight, call.input, units.get(call.site.base)
+            if unit is not None:
+                weight = fake_quantize(unit.weight, "weight", weight, call)
+                x = fake_quantize(unit.input, "input", x, call)
+            return call.contract(weight, x), None
+
+        return quantize_layer
+
+    def graph(self, params: Params, x: Any) -> Graph:
+        """The graph for inputs of x's shape: a jaxpr fixes its shapes, so each is traced once and kept."""
+        key = _signature((params, x))
+        if key not in self.graphs:
+            self.graphs[key] = trace(self.fn, params, x)
+        return self.graphs[key]
+
+    def learnable(self, qparams: QParams) -> Any:
+        """A pytree of booleans like qparams: True for the leaves that training updates."""
+
+        def mask(quantizer: Quantizer | None, site: Any) -> Any:
+            return quantizer and type(site)(*(name in quantizer.learnable for name in site._fields))
+
+        return {
+            unit.layer.name: {
+                "weight": mask(unit.weight, qparams[unit.layer.name]["weight"]),
+                "input": mask(unit.input, qparams[unit.layer.name]["input"]),
+            }
+            for unit in self.units
+        }
+
+    def twin(self, fn: Function, params: Params, x: Any) -> QuantizedModel:
+        """The same layers and quantizers in another function of the same params, such as its training mode."""
+        graph = trace(fn, params, x)
+        missing = {use.name for unit in self.units for use in unit.uses} - {layer.name for layer in graph.layers}
+        if missing:
+            raise GraphError(f"the other function lacks the layers {sorted(missing)}; it must use the same kernels")
+        return QuantizedModel(fn, self.units, graph.unassigned, {_signature((params, x)): graph})
+
+
+def quantize_model(fn: Function, params: Params, x: Any, rules: Sequence[Rule] = (Rule(),)) -> QuantizedModel:
+    """Finds the layers of fn(params, x) and gives each the quantizers of the first rule that matches its name.
+
+    x: a calibration batch; its values decide which inputs are signed, where a rule leaves that open (a
+    ``jax.ShapeDtypeStruct`` will do where none does). Equal arguments give the same object, so that jit does not
+    compile again. GraphError for a rule that matches nothing or a kernel that cannot be reached.
+    """
+    rules, arguments = tuple(rules), _Abstract((params, x))
+    graph = _trace_once(fn, arguments)
+    assigned = assign_rules(rules, graph.layers)
+    refuse([found for found in graph.unassigned if not stays_float(found.name, rules)])
+    undecided = any(rule.input is not None and rule.input.signed is None for rule in assigned.values())
+    negative = _negative_inputs(graph, params, x) if undecided else frozenset()
+    return _build(fn, arguments, rules, negative)
+
+
+class _Abstract:
+    """Shapes and dtypes of a pytree, hashable: what a trace depends on."""
+
+    def __init__(self, tree: Any) -> None:
+        self.tree = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), tree)
+        self.signature = _signature(tree)
+
+    def __hash__(self) -> int:
+        return hash(self.signature)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Abstract) and self.signature == other.signature
+
+
+@functools.lru_cache(maxsize=64)
+def _trace_once(fn: Function, arguments: _Abstract) -> Graph:
+    return trace(fn, *arguments.tree)
+
+
+@functools.lru_cache(maxsize=64)
+def _build(fn: Function, arguments: _Abstract, rules: tuple[Rule, ...], negative: frozenset[str]) -> QuantizedModel:
+    graph = _trace_once(fn, arguments)
+    signed = {layer.name: layer.name in negative for layer in graph.layers}
+    units = build_units(graph.layers, assign_rules(rules, graph.layers), signed)
+    return QuantizedModel(fn, units, graph.unassigned, {arguments.signature: graph})
+
+
+def _negative_inputs(graph: Graph, params: Params, x: Any) -> frozenset[str]:
+    """The layers whose input takes negative values in the float model on the batch x."""
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves((params, x))):
+        raise GraphError(
+            "signed=None needs a real calibration batch to look at: pass arrays, or set signed in the rule"
+        )
+
+    def minimum(call: Call) -> tuple[Array, Array]:
+        return call.contract(call.weight, call.input), jnp.min(call.input)
+
+    lowest = jax.jit(lambda params, x: graph.run(minimum, params, x)[1])(params, x)
+    return frozenset(name for name, values in lowest.items() if bool(jnp.min(values) < 0))
+
+
+def _signature(tree: Any) -> Any:
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, tuple((jnp.shape(leaf), str(jnp.result_type(leaf))) for leaf in leaves)

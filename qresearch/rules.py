@@ -1,0 +1,114 @@
+"""Rules: which layers are quantized, with what, and the menu of widths they may take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+from qresearch.errors import GraphError, did_you_mean
+from qresearch.graph import Contraction, Layer
+from qresearch.numerics.granularity import PER_TENSOR, Granularity, per_channel, per_group
+from qresearch.quantizers import Quantizer, QuantSpec, make_quantizer
+
+Option = tuple[int, int]  # (weight_bits, input_bits); 0 prunes, 32 keeps float
+GRANULARITIES = ("per_tensor", "per_channel", "per_group")
+
+
+@dataclass(frozen=True)
+class SiteRule:
+    """How one operand of a layer is quantized.
+
+    quantizer: name in ``QUANTIZERS``. granularity: per_tensor; per_channel (output channels of a kernel, contracted
+    channels of an input); per_group (``group_size`` consecutive elements along the contracted channels).
+    signed: None decides from calibration data for an input (negative values seen?) and is True for a kernel.
+    range, mask, symmetric, narrow, rounding: see ``QuantSpec``.
+    """
+
+    quantizer: str = "minmax"
+    granularity: str = "per_tensor"
+    group_size: int | None = None
+    signed: bool | None = None
+    symmetric: bool = True
+    narrow: bool = False
+    range: str | None = "mse"
+    mask: str | None = None
+    rounding: str = "half_even"
+
+    def build(self, contraction: Contraction, operand: str, signed: bool) -> Quantizer:
+        """The quantizer of this rule for the ``operand`` ("weight" or "input") of a contraction."""
+        spec = QuantSpec(
+            signed=signed,
+            symmetric=self.symmetric,
+            granularity=self._granularity(contraction, operand),
+            narrow=self.narrow,
+            range=self.range,
+            mask=self.mask,
+            rounding=self.rounding,
+        )
+        return make_quantizer(self.quantizer, spec)
+
+    def _granularity(self, contraction: Contraction, operand: str) -> Granularity:
+        contracting = contraction.weight_contracting if operand == "weight" else contraction.input_contracting
+        if self.granularity == "per_tensor":
+            return PER_TENSOR
+        if self.granularity == "per_channel":
+            return per_channel(*(contraction.channel_axes if operand == "weight" else contracting))
+        if self.granularity == "per_group":
+            # A convolution lists its channel axis first and its window after it; a dot has channels only.
+            axis = contracting[0] if contraction.kind == "conv_general_dilated" else contracting[-1]
+            return per_group(axis, self.group_size or 0)
+        raise GraphError(f"unknown granularity '{self.granularity}'{did_you_mean(self.granularity, GRANULARITIES)}")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What happens to the layers whose name matches ``pattern`` (a glob; ``*`` also crosses ``/``).
+
+    weight, input: how each operand is quantized, None keeps it in float (both None: not a layer to allocate bits to).
+    menu: the options these layers may take; a menu of one option pins them. shared: whether several uses of one
+    kernel are "one" layer (one width, one scale, stored once) or "each" a layer of its own.
+    """
+
+    pattern: str = "*"
+    weight: SiteRule | None = field(default_factory=lambda: SiteRule(granularity="per_channel"))
+    input: SiteRule | None = field(default_factory=SiteRule)
+    menu: tuple[Option, ...] = ((2, 2), (3, 3), (4, 4), (6, 6), (8, 8))
+    shared: str = "one"
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether either operand is quantized."""
+        return self.weight is not None or self.input is not None
+
+    def options(self) -> tuple[Option, ...]:
+        """The menu, with 32 in place of the width of an operand that stays in float."""
+        pairs = ((32 if self.weight is None else w, 32 if self.input is None else a) for w, a in self.menu)
+        return tuple(dict.fromkeys(pairs))
+
+
+def assign_rules(rules: Sequence[Rule], layers: Sequence[Layer]) -> dict[str, Rule]:
+    """The first matching rule of every layer, by its name; layers that no rule matches, or that stay in float, are
+    absent.
+
+    GraphError for a rule that matches no layer (a misspelt pattern would leave the model silently in float), or that
+    never applies because earlier rules took all its layers.
+    """
+    names = [layer.name for layer in layers]
+    first = {name: next((i for i, rule in enumerate(rules) if fnmatchcase(name, rule.pattern)), None) for name in names}
+    for i, rule in enumerate(rules):
+        matched = [name for name in names if fnmatchcase(name, rule.pattern)]
+        if not matched and names:
+            close = did_you_mean(rule.pattern.strip("*/"), [*names, *(name.split("/")[0] for name in names)])
+            raise GraphError(f"rule pattern '{rule.pattern}' matches no layer{close}")
+        if i not in first.values() and rule.pattern != "*":
+            raise GraphError(
+                f"rule pattern '{rule.pattern}' never applies: earlier rules match all its layers; put it first"
+            )
+    return {name: rules[i] for name, i in first.items() if i is not None and rules[i].quantizes}
+
+
+def stays_float(name: str, rules: Sequence[Rule]) -> bool:
+    """Whether the rules leave a layer of this name in float."""
+    rule = next((rule for rule in rules if fnmatchcase(name, rule.pattern)), None)
+    return rule is None or not rule.quantizes

@@ -1,0 +1,121 @@
+"""Units: the layers that an allocation gives bits to, each with the quantizers of its rule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from qresearch.errors import GraphError
+from qresearch.graph import Call, Layer
+from qresearch.quantizers import Quantizer
+from qresearch.rules import Rule
+
+
+@dataclass(frozen=True, eq=False)
+class Unit:
+    """A layer to give bits to. uses: the contractions it stands for, several where one kernel is used several times."""
+
+    layer: Layer
+    uses: tuple[Layer, ...]
+    rule: Rule
+    weight: Quantizer | None
+    input: Quantizer | None
+
+
+def build_units(layers: Sequence[Layer], rules: Mapping[str, Rule], signed: Mapping[str, bool]) -> tuple[Unit, ...]:
+    """The units of the layers that have a rule, in the order of execution. signed: of each layer's input, by its
+    name.
+    """
+    uses: dict[str, list[Layer]] = {}
+    for layer in layers:
+        if layer.name in rules:
+            uses.setdefault(_unit_name(layer, rules[layer.name]), []).append(layer)
+    # All iterations of a scanned layer run the same program, so one of them with negative inputs makes all signed.
+    negative = {base_name(name) for name, sign in signed.items() if sign}
+    units = tuple(
+        _unit(group, rules[group[0].name], any(base_name(use.name) in negative for use in group))
+        for group in uses.values()
+    )
+    _check_iterations(layers, rules)
+    return units
+
+
+def calibrate_unit(unit: Unit, recorded: Mapping[str, Any], bits: Float[Array, "2"]) -> dict[str, Any]:
+    """The qparams {"weight", "input"} of a unit from the recorded tensors of its uses (see ``handlers.record``)."""
+    found = [recorded[use.name] for use in unit.uses]
+    inputs = [aux["input"][call] for aux in found for call in range(aux["input"].shape[0])]
+    return {
+        "weight": unit.weight and unit.weight.init(found[0]["weight"][0], bits[0]),
+        "input": unit.input and unit.input.init(_join(inputs, unit), bits[1]),
+    }
+
+
+def fake_quantize(quantizer: Quantizer | None, operand: str, x: Array, call: Call) -> Array:
+    """One operand of a call, fake-quantized with the state of its layer: qparams, bits [2] and perhaps a key."""
+    if quantizer is None:
+        return x
+    column = ("weight", "input").index(operand)
+    key = call.state.get("key")
+    if key is not None:  # one stream per operand, per use of a shared kernel and per scan iteration
+        use = int(call.site.base.partition("#")[2] or 1)
+        key = jax.random.fold_in(jax.random.fold_in(key, 2 * use + column), call.index)
+    return quantizer.apply(call.state["qparams"][operand], x, call.state["bits"][column], key=key)
+
+
+def base_name(name: str) -> str:
+    """A layer's name without its iteration: ``blocks/kernel#2@3`` is ``blocks/kernel#2``."""
+    return name.partition("@")[0]
+
+
+def _unit_name(layer: Layer, rule: Rule) -> str:
+    """Uses of one whole kernel share a unit where the rule says so; slices of a fused kernel never do."""
+    if rule.shared == "each" or not layer.whole:
+        return layer.name
+    base, at, iteration = layer.name.partition("@")
+    return base.partition("#")[0] + at + iteration
+
+
+def _unit(uses: list[Layer], rule: Rule, negative: bool) -> Unit:
+    contraction = uses[0].contraction
+    if any(use.contraction.weight_shape != contraction.weight_shape for use in uses):
+        raise GraphError(
+            f"the uses of {uses[0].name} differ in layout, so one scale cannot serve them: set shared='each'"
+        )
+    layer = replace(uses[0], macs=sum(use.macs for use in uses), calls=sum(use.calls for use in uses))
+    weight = rule.weight and rule.weight.build(contraction, "weight", rule.weight.signed is not False)
+    signed = negative if rule.input is None or rule.input.signed is None else rule.input.signed
+    return Unit(layer, tuple(uses), rule, weight, rule.input and rule.input.build(contraction, "input", signed))
+
+
+def _check_iterations(layers: Sequence[Layer], rules: Mapping[str, Rule]) -> None:
+    """The iterations of a scanned layer may differ in bits, not in method."""
+    methods: dict[str, Any] = {}
+    for layer in layers:
+        rule = rules.get(layer.name)
+        method = rule and (rule.weight, rule.input, rule.shared)
+        if methods.setdefault(base_name(layer.name), method) != method:
+            raise GraphError(
+                f"{base_name(layer.name)} is one program for all its iterations: rules may give them different menus, but"
+                " one method for weight and input"
+            )
+
+
+def _join(inputs: list[Array], unit: Unit) -> Array:
+    """The inputs of several calls as one tensor, joined along an axis that no scale varies over."""
+    if len(inputs) == 1:
+        return inputs[0]
+    if len({x.shape for x in inputs}) == 1:
+        contracting = unit.layer.contraction.input_contracting
+        free = [axis for axis in range(inputs[0].ndim) if axis not in contracting]
+        return jnp.concatenate(inputs, axis=free[0] if free else 0)
+    if unit.rule.input is not None and unit.rule.input.granularity != "per_tensor":
+        raise GraphError(
+            f"the uses of {unit.layer.name} have inputs of several shapes: use per_tensor, or shared='each'"
+        )
+    flat = jnp.concatenate([x.reshape(-1) for x in inputs])
+    return flat.reshape(-1, *[1] * (inputs[0].ndim - 1))
