@@ -65,6 +65,10 @@ class QuantizedModel:
             states |= {use.name: state for use in unit.uses}
         return self.graph(params, x).run(self.handler, params, x, states)[0]
 
+    def forward(self, params: Params, own: tuple[QParams, Bits], x: Any) -> Any:
+        """``apply`` in the form that ``evaluate`` calls: own is one allocation's (qparams, bits)."""
+        return self.apply(params, own[0], x, own[1])
+
     @functools.cached_property
     def handler(self) -> Handler:
         """The interpreter's handler that fake-quantizes. State of a layer: qparams, bits [2] and perhaps a key."""

@@ -87,9 +87,10 @@ def _unit(uses: list[Layer], rule: Rule, negative: bool) -> Unit:
             f"the uses of {uses[0].name} differ in layout, so one scale cannot serve them: set shared='each'"
         )
     layer = replace(uses[0], macs=sum(use.macs for use in uses), calls=sum(use.calls for use in uses))
-    weight = rule.weight and rule.weight.build(contraction, "weight", rule.weight.signed is not False)
+    weight = rule.weight.build(contraction, "weight", rule.weight.signed is not False) if rule.weight else None
     signed = negative if rule.input is None or rule.input.signed is None else rule.input.signed
-    return Unit(layer, tuple(uses), rule, weight, rule.input and rule.input.build(contraction, "input", signed))
+    input = rule.input.build(contraction, "input", signed) if rule.input else None
+    return Unit(layer, tuple(uses), rule, weight, input)
 
 
 def _check_iterations(layers: Sequence[Layer], rules: Mapping[str, Rule]) -> None:
@@ -100,8 +101,8 @@ def _check_iterations(layers: Sequence[Layer], rules: Mapping[str, Rule]) -> Non
         method = rule and (rule.weight, rule.input, rule.shared)
         if methods.setdefault(base_name(layer.name), method) != method:
             raise GraphError(
-                f"{base_name(layer.name)} is one program for all its iterations: rules may give them different menus, but"
-                " one method for weight and input"
+                f"{base_name(layer.name)} is one program for all its iterations: rules may give them different menus,"
+                " but one method for weight and input"
             )
 
 
