@@ -23,7 +23,7 @@ def shared_path(*parts: str) -> Path:
 
 @pytest.fixture(scope="session")
 def cifar10_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """CIFAR-10 in its official layout: QRESEARCH_DATA where it holds one, else unpacked from the shared sprites (3 s)."""
+    """CIFAR-10 in its official layout: QRESEARCH_DATA if it holds one, else unpacked from the shared sprites."""
     named = os.environ.get("QRESEARCH_DATA")
     if named and any((Path(named) / part / "test_batch.bin").is_file() for part in (".", "cifar-10-batches-bin")):
         return Path(named)

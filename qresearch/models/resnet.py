@@ -1,0 +1,84 @@
+"""CIFAR residual networks, ResNet-20 and ResNet-32.
+
+He, Zhang, Ren & Sun, "Deep Residual Learning for Image Recognition", 2015, https://arxiv.org/abs/1512.03385,
+section 4.2, with parameter-free shortcuts (option A). The padding is a symmetric 1 also at stride 2, where
+flax's "SAME" would pad (0, 1): public weights expect the former. Parameter paths are ``conv1/kernel``,
+``layer1/0/conv1/kernel``, ..., ``linear/kernel``, as in public weight files.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from qresearch.models.model import Model, from_linen
+
+
+def _conv(features: int, strides: int, name: str) -> nn.Conv:
+    he_normal = nn.initializers.he_normal()
+    return nn.Conv(features, (3, 3), strides, padding=1, use_bias=False, kernel_init=he_normal, name=name)
+
+
+def _norm(train: bool, name: str) -> nn.BatchNorm:
+    return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, name=name)
+
+
+def shortcut(x: Float[Array, "batch h w c"], features: int, strides: int) -> Float[Array, "batch h2 w2 c2"]:
+    """Computes option A: every ``strides``-th pixel; the new channels are zero, half before and half after."""
+    added = features - x.shape[-1]
+    if added == 0 and strides == 1:
+        return x
+    return jnp.pad(x[:, ::strides, ::strides], ((0, 0), (0, 0), (0, 0), (added // 2, added - added // 2)))
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions around a shortcut; inputs and outputs [batch, h, w, channels]."""
+
+    features: int
+    strides: int
+
+    @nn.compact
+    def __call__(self, inputs: Float[Array, "batch h w c"], train: bool) -> Float[Array, "batch h2 w2 c2"]:
+        x = nn.relu(_norm(train, "bn1")(_conv(self.features, self.strides, "conv1")(inputs)))
+        x = _norm(train, "bn2")(_conv(self.features, 1, "conv2")(x))
+        return nn.relu(x + shortcut(inputs, self.features, self.strides))
+
+
+class Stage(nn.Module):
+    """Blocks "0", "1", ... of one width; the first halves the resolution by ``strides``."""
+
+    features: int
+    strides: int
+    blocks: int
+
+    @nn.compact
+    def __call__(self, inputs: Float[Array, "batch h w c"], train: bool) -> Float[Array, "batch h2 w2 c2"]:
+        x = inputs
+        for i in range(self.blocks):
+            x = Block(self.features, self.strides if i == 0 else 1, name=str(i))(x, train)
+        return x
+
+
+class ResNet(nn.Module):
+    """Depth ``6 * blocks + 2``. Inputs [batch, h, w, 3]; outputs [batch, classes]."""
+
+    classes: int
+    blocks: int
+
+    @nn.compact
+    def __call__(self, inputs: Float[Array, "batch h w c"], train: bool) -> Float[Array, "batch classes"]:
+        x = nn.relu(_norm(train, "bn1")(_conv(16, 1, "conv1")(inputs)))
+        for i, features in enumerate((16, 32, 64), start=1):
+            x = Stage(features, 1 if i == 1 else 2, self.blocks, name=f"layer{i}")(x, train)
+        return nn.Dense(self.classes, kernel_init=nn.initializers.he_normal(), name="linear")(x.mean((1, 2)))
+
+
+def resnet20(classes: int) -> Model:
+    """Returns ResNet-20: 20 layers, 269,722 parameters for 10 classes."""
+    return from_linen(ResNet(classes, blocks=3))
+
+
+def resnet32(classes: int) -> Model:
+    """Returns ResNet-32: 32 layers, 464,154 parameters for 10 classes."""
+    return from_linen(ResNet(classes, blocks=5))
