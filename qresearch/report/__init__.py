@@ -1,0 +1,109 @@
+"""Front, tables, figure and page of a run, from its records alone: nothing here runs a model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from qresearch.errors import DataError
+from qresearch.report.compare import mixed_versus_uniform, paired_difference
+from qresearch.report.figure import front_png
+from qresearch.report.front import Point, front, points_of
+from qresearch.report.html import Section, report_html
+from qresearch.report.table import (
+    COMPARISON_HEADER,
+    FRONT_HEADER,
+    allocations_csv,
+    comparison_rows,
+    front_csv,
+    front_rows,
+    plain_table,
+    rich_table,
+)
+from qresearch.results.atomic import read_bytes, write_bytes, write_text
+from qresearch.results.record import Record
+from qresearch.results.run_folder import RunFolder, Stored
+
+__all__ = [
+    "COMPARISON_HEADER",
+    "FRONT_HEADER",
+    "Point",
+    "comparison_rows",
+    "front",
+    "front_rows",
+    "mixed_versus_uniform",
+    "paired_difference",
+    "plain_table",
+    "points_of",
+    "rich_table",
+    "write_report",
+]
+
+
+def write_report(run: RunFolder) -> list[Path]:
+    """Writes ``front.csv``, ``allocations.csv``, ``front.png`` and ``report.html`` into the run's folder.
+
+    Returns their paths. ``DataError`` if no trial of the run has finished.
+    """
+    stored = run.records()
+    points = points_of(stored.records)
+    if not points:
+        failed = sum(record.status == "failed" for record in stored.records)
+        raise DataError(
+            f"{run.path}: no finished trial to report ({failed} failed, {len(stored.invalid)} invalid);"
+            " resume the sweep first"
+        )
+    on_front = front(points)
+    picture = front_png(points, on_front)
+    names = ("front.csv", "allocations.csv", "front.png", "report.html")
+    paths = [run.path / name for name in names]
+    write_text(paths[0], front_csv(points, on_front))
+    write_text(paths[1], allocations_csv(points))
+    write_bytes(paths[2], picture)
+    sections = _sections(run, stored, points, on_front)
+    write_text(paths[3], report_html(run.path.name, picture, _picture_text(points, on_front), sections))
+    return paths
+
+
+def _sections(run: RunFolder, stored: Stored, points: tuple[Point, ...], on_front: tuple[int, ...]) -> list[Section]:
+    failed = [record for record in stored.records if record.status == "failed"]
+    done = [record for point in points for record in point.records]
+    counts = f"{len(done)} trials done, {len(failed)} failed, {len(stored.invalid)} invalid. "
+    about = "Test scores, mean ± standard error over seeds; * marks the front, chosen on validation data."
+    sections = [Section("Front", counts + about, FRONT_HEADER, front_rows(points, on_front)), _comparison(run, done)]
+    if failed:
+        rows = [(record.label, str(record.seed), record.reason or "") for record in failed]
+        sections.append(Section("Failed trials", "", ("trial", "seed", "reason"), rows))
+    if stored.invalid:
+        invalid = [(str(path.relative_to(run.path)), reason) for path, reason in stored.invalid]
+        sections.append(Section("Invalid records", "Left out of everything above.", ("file", "reason"), invalid))
+    treatments = sorted({point.treatment for point in points})
+    sections.append(Section("Pinned layers", " · ".join(treatments)))
+    sections.append(Section("Config", "", preformatted=_config_text(run)))
+    environments = sorted({json.dumps(record.environment, indent=1, sort_keys=True) for record in done})
+    sections.append(Section("Environment", "", preformatted="\n".join(environments)))
+    return sections
+
+
+def _comparison(run: RunFolder, done: list[Record]) -> Section:
+    loaded = ((record.key, run.examples(record)) for record in done)
+    rows = comparison_rows(mixed_versus_uniform(done, {key: e["score"] for key, e in loaded if e is not None}))
+    about = (
+        "Test score of mixed minus uniform at equal average bits, with a 95 % interval from a paired bootstrap over"
+        " seeds and test examples. Each row is tested by itself: of twenty rows without a difference, one looks real."
+    )
+    if not rows:
+        return Section("Mixed against uniform", "No mixed and uniform allocation of equal average bits in this run.")
+    return Section("Mixed against uniform", about, COMPARISON_HEADER, rows)
+
+
+def _config_text(run: RunFolder) -> str:
+    source = run.path / "sweep.yaml"
+    if source.is_file():
+        return read_bytes(source).decode("utf-8", errors="replace")
+    return json.dumps(run.sweep, indent=1, sort_keys=True)
+
+
+def _picture_text(points: tuple[Point, ...], on_front: tuple[int, ...]) -> str:
+    chosen = (f"{points[i].costs['average_bits']:.2f} bits {points[i].test.mean:.4f}" for i in on_front)
+    return "Test score against average bits. On the front: " + "; ".join(chosen)

@@ -1,0 +1,175 @@
+"""Whether mixed precision really beats uniform: a paired hierarchical bootstrap over seeds and test images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from jaxtyping import Float
+
+from qresearch.errors import DataError
+from qresearch.report.front import Point, points_of, replicate
+from qresearch.results.record import Record
+
+Seeds = tuple[tuple[str, int], ...]
+UNIFORM = "uniform"
+BUDGET_TOLERANCE = 0.05  # average bits: a mixed allocation rarely spends its budget to the last weight
+_SCOPES = {1: " (one seed: holds for new test examples only)", 2: " (two seeds: a rough interval)"}
+_CHUNK = 2_000_000  # resampled examples held at once: 16 MB
+
+
+class Difference(NamedTuple):
+    """A mean difference with its 95 % interval; ``share_above_zero`` of the resamples were above zero."""
+
+    mean: float
+    low: float
+    high: float
+    share_above_zero: float
+
+
+class Comparison(NamedTuple):
+    """A mixed allocation against the uniform one of the same average bits, over ``seeds`` common seeds."""
+
+    uniform: str
+    mixed: str
+    average_bits: float
+    mixed_average_bits: float
+    uniform_score: float
+    mixed_score: float
+    difference: Difference | None
+    seeds: int
+    real: str
+
+
+def paired_difference(
+    a: Float[np.ndarray, "seed example"],
+    b: Float[np.ndarray, "seed example"],
+    seed: int = 0,
+    resamples: int = 2000,
+) -> Difference:
+    """The mean of a − b with an interval that holds for new seeds and new test examples.
+
+    a, b: one score per seed and test example, row and column of one being paired with those of the other. With
+    d = a − b = mean + seed effect + example effect + rest, a resample draws seeds and examples independently:
+
+        mean* = mean + √(S/(S−1)) · mean(seed effects drawn) + mean(example effects drawn)
+
+    The root undoes the bootstrap's bias for few seeds S; the spread is further widened by Student's t with
+    Satterthwaite's degrees of freedom. Intervals are slightly conservative, because the rest enters both effects.
+    In simulations it holds the true difference in 93 to 97 of 100 cases for 3 to 10 seeds, but only in 87 to 99 for 2.
+    With one seed the interval covers new examples only. After Owen, The pigeonhole bootstrap,
+    https://doi.org/10.1214/07-AOAS122, 2007, who draws whole rows and columns and has no small-sample correction.
+    """
+    d = _differences(a, b)
+    seeds = len(d)
+    rng = np.random.default_rng(seed)
+    mean = d.mean()
+    by_seed, by_example = d.mean(1) - mean, d.mean(0) - mean
+    spread = _resampled_means(rng, by_example, resamples)
+    if seeds > 1:
+        spread += np.sqrt(seeds / (seeds - 1)) * _resampled_means(rng, by_seed, resamples)
+    spread *= _student_factor(by_seed, by_example)
+    low, high = mean + np.quantile(spread, [0.025, 0.975])
+    return Difference(float(mean), float(low), float(high), float(np.mean(mean + spread > 0)))
+
+
+def mixed_versus_uniform(records: Iterable[Record], examples: Mapping[str, npt.ArrayLike]) -> tuple[Comparison, ...]:
+    """One row per uniform allocation and mixed allocation of the same flow, quantizer and average bits.
+
+    The mixed one's budget is within 0.05 bits of the uniform one's average bits, and it uses no more than those.
+    examples: the per-example test scores ([example]) by record key.
+    """
+    points = points_of(records)
+    pairs = ((u, m) for u in points for m in points if u.allocator == UNIFORM and _same_budget(u, m))
+    return tuple(row for uniform, mixed in pairs for row in _compare(uniform, mixed, examples))
+
+
+def _same_budget(uniform: Point, mixed: Point) -> bool:
+    if mixed.allocator == UNIFORM or mixed.flow == "float" or mixed.budget is None:
+        return False
+    if (uniform.problem, uniform.flow, uniform.quantizer) != (mixed.problem, mixed.flow, mixed.quantizer):
+        return False
+    allowed = uniform.costs["average_bits"]
+    budget = mixed.budget.get("average_bits", np.inf)
+    # 1e-9: a mean over seeds of equal costs may differ in its last digit.
+    return abs(budget - allowed) <= BUDGET_TOLERANCE + 1e-9 and mixed.costs["average_bits"] <= allowed + 1e-9
+
+
+def _compare(uniform: Point, mixed: Point, examples: Mapping[str, npt.ArrayLike]) -> Iterator[Comparison]:
+    """The row of one pair, over the seeds that both have; none if they share no seed."""
+    ours, theirs = _by_seeds(mixed, uniform)
+    common = sorted(set(ours) & set(theirs))
+    if not common:
+        return
+    mixed_records, uniform_records = [ours[s] for s in common], [theirs[s] for s in common]
+    difference = None
+    if all(record.key in examples for record in mixed_records + uniform_records):
+        a, b = (_stack(group, examples) for group in (mixed_records, uniform_records))
+        difference = paired_difference(a, b)
+    yield Comparison(
+        uniform=uniform.label,
+        mixed=mixed.label,
+        average_bits=uniform.costs["average_bits"],
+        mixed_average_bits=mixed.costs["average_bits"],
+        uniform_score=float(np.mean([r.metrics["test"]["score"] for r in uniform_records])),
+        mixed_score=float(np.mean([r.metrics["test"]["score"] for r in mixed_records])),
+        difference=difference,
+        seeds=len(common),
+        real=_in_words(difference, len(common)),
+    )
+
+
+def _by_seeds(a: Point, b: Point) -> list[dict[Seeds, Record]]:
+    """The records of each point by the seeds that both name: an allocator's own seed has no counterpart."""
+    named = [set(dict(replicate(record))) for record in a.records + b.records]
+    shared = set.intersection(*named)
+    return [
+        {tuple(seed for seed in replicate(record) if seed[0] in shared): record for record in point.records}
+        for point in (a, b)
+    ]
+
+
+def _in_words(difference: Difference | None, seeds: int) -> str:
+    if difference is None:
+        return "unknown: not every trial kept its per-example scores"
+    scope = _SCOPES.get(seeds, "")
+    if difference.low > 0:
+        return "yes, mixed is better" + scope
+    return ("yes, mixed is worse" if difference.high < 0 else "no, the interval holds 0") + scope
+
+
+def _stack(records: list[Record], examples: Mapping[str, Any]) -> Float[np.ndarray, "seed example"]:
+    rows = [np.asarray(examples[record.key], np.float64) for record in records]
+    lengths = sorted({len(row) for row in rows})
+    if len(lengths) > 1:
+        raise DataError(f"{records[0].label}: seeds were tested on different numbers of examples: {lengths}")
+    return np.stack(rows)
+
+
+def _differences(a: npt.ArrayLike, b: npt.ArrayLike) -> Float[np.ndarray, "seed example"]:
+    x, y = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if x.ndim != 2 or x.shape != y.shape or x.size == 0:
+        raise DataError(f"paired scores: expected two [seed, example] arrays of one shape, got {x.shape} and {y.shape}")
+    return x - y
+
+
+def _resampled_means(rng: np.random.Generator, effects: np.ndarray, resamples: int) -> Float[np.ndarray, "resample"]:
+    """Means of ``resamples`` draws with replacement, in pieces that fit a small machine."""
+    size = len(effects)
+    step = max(1, _CHUNK // size)
+    counts = [min(step, resamples - start) for start in range(0, resamples, step)]
+    return np.concatenate([effects[rng.integers(size, size=(count, size))].mean(1) for count in counts])
+
+
+def _student_factor(by_seed: np.ndarray, by_example: np.ndarray) -> float:
+    """t(0.975) over its normal limit, at the degrees of freedom of variance(seeds)/S + variance(examples)/N."""
+    from scipy.special import ndtri, stdtrit  # here: 0.1 s that most commands do not need
+
+    parts = [(np.var(e, ddof=1) / len(e), len(e) - 1) for e in (by_seed, by_example) if len(e) > 1]
+    total = sum(variance for variance, _ in parts)
+    if total == 0:
+        return 1.0
+    freedom = total**2 / sum(variance**2 / degrees for variance, degrees in parts)
+    return float(stdtrit(freedom, 0.975) / ndtri(0.975))

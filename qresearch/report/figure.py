@@ -1,0 +1,78 @@
+"""The front as a picture: score against average bits. The same records give the same bytes."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
+
+from qresearch.report.front import Point, Problem
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Okabe and Ito, https://jfly.uni-koeln.de/color/, 2008, without the yellow that white paper swallows.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+_MARKERS = "osD^vPX"
+_LINES = ("-", "--", "-.", ":")
+
+
+def front_png(points: Sequence[Point], on_front: Collection[int]) -> bytes:
+    """A PNG with one panel per problem: mean test score ± one standard error over seeds at every average width.
+
+    Lines join points of one flow, quantizer and allocator; rings mark the front; a dashed line is the float model.
+    """
+    # Figure and the Agg canvas directly: pyplot would start a window system and keep global state.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    problems = sorted({point.problem for point in points})
+    figure = Figure(figsize=(7.2, 4.4 * len(problems)), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(len(problems), 1, squeeze=False)[:, 0]
+    for axes, problem in zip(panels, problems):
+        _panel(axes, problem, [(i in on_front, point) for i, point in enumerate(points) if point.problem == problem])
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _panel(axes: Axes, problem: Problem, points: Sequence[tuple[bool, Point]]) -> None:
+    quantized = [point for _, point in points if point.flow != "float"]
+    for index, series in enumerate(sorted({point.series for point in quantized})):
+        _series(axes, index, [point for point in quantized if point.series == series])
+    for _, point in points:
+        if point.flow == "float":
+            label = _literal(f"{point.label} ({point.test.mean:.4f})")
+            axes.axhline(point.test.mean, color="#555555", linestyle="--", linewidth=1, label=label)
+    ringed = [point for marked, point in points if marked]
+    if ringed:
+        x, y = [p.costs["average_bits"] for p in ringed], [p.test.mean for p in ringed]
+        label = "front (chosen on validation data)"
+        axes.scatter(x, y, s=130, facecolors="none", edgecolors="#333333", linewidths=1.3, zorder=3, label=label)
+    axes.set_xlabel("average bits")
+    axes.set_ylabel(_literal(f"test {problem.score_name}"))
+    axes.set_title(_literal(f"{problem.model} · {problem.data}"), fontsize=10)
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=8)
+
+
+def _series(axes: Axes, index: int, points: Sequence[Point]) -> None:
+    ordered = sorted(points, key=lambda point: point.costs["average_bits"])
+    axes.errorbar(
+        [point.costs["average_bits"] for point in ordered],
+        [point.test.mean for point in ordered],
+        yerr=[point.test.standard_error or 0.0 for point in ordered],
+        color=_COLOURS[index % len(_COLOURS)],
+        marker=_MARKERS[index % len(_MARKERS)],
+        linestyle=_LINES[index // len(_COLOURS) % len(_LINES)],
+        markersize=5,
+        linewidth=1.2,
+        capsize=3,
+        label=_literal(ordered[0].series),
+    )
+
+
+def _literal(text: str) -> str:
+    """Names come from records: a dollar sign in one is no mathematics, a leading underscore hides no legend entry."""
+    return text.replace("$", r"\$").lstrip("_")

@@ -1,0 +1,221 @@
+"""The folder of one sweep: its config, one sub-folder per trial, and the report.
+
+``<output>/<name>-<hash4>/``: ``sweep.yaml`` ``resolved.json`` ``env.json`` and ``trials/<key8>-<label>/`` with
+``config.json`` ``metrics.jsonl`` ``examples.npz`` ``result.json``; the report adds its files beside ``sweep.yaml``.
+``result.json`` is written last: a trial is finished when it is there and valid.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from qresearch.errors import DataError
+from qresearch.results.atomic import (
+    append_json_line,
+    make_folder,
+    read_bytes,
+    read_json_lines,
+    write_bytes,
+    write_json,
+    write_text,
+)
+from qresearch.results.record import (
+    Examples,
+    Record,
+    content_hash,
+    decode_examples,
+    encode_examples,
+    encode_record,
+    read_record,
+)
+
+# One part of a path on any system, with room for "<key8>-" before it: no separator, no leading dot, no drive, no NUL.
+_SAFE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=,-]*")
+_LONGEST_NAME = 100
+
+
+class Stored(NamedTuple):
+    """The records of a run, and the files that are not valid records, each with the reason."""
+
+    records: tuple[Record, ...]
+    invalid: tuple[tuple[Path, str], ...]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run on disk; made by ``create_run`` or ``open_run``. ``digest``: the sha256 of the resolved sweep."""
+
+    path: Path
+    name: str
+    digest: str
+    created: str
+    sweep: Mapping[str, Any]
+
+    def records(self) -> Stored:
+        """Every stored record, in the order of the trial folders' names; nothing damaged is fatal or dropped."""
+        records, invalid = [], []
+        for folder in _folders(self.path / "trials"):
+            try:
+                # A folder without a result is a trial that has not finished, which is nothing wrong.
+                if os.path.lexists(folder / "result.json"):
+                    records.append(self._read(folder))
+            except DataError as error:
+                invalid.append((folder / "result.json", str(error)))
+        return Stored(tuple(records), tuple(invalid))
+
+    def has(self, key: str) -> bool:
+        """Whether a valid record of this trial with status ``done`` is stored, together with its examples."""
+        folder = self._find(key)
+        if folder is None or not (folder / "result.json").exists():
+            return False
+        try:
+            return self._read(folder).status == "done"
+        except DataError:
+            return False
+
+    def start(self, key: str, label: str, config: Mapping[str, Any]) -> Path:
+        """Makes the trial's folder, or finds the one it has from an earlier attempt, and writes ``config.json``."""
+        folder = self._find(key)
+        if folder is None:
+            folder = inside(self.path / "trials", f"{key[:8]}-{safe_name(label)}")
+            make_folder(folder)
+            write_json(folder / "config.json", {"key": key, "label": label, "config": config})
+        return folder
+
+    def save(self, record: Record, examples: Examples | None = None) -> Path:
+        """Stores a record with its per-example scores and losses (``[example]`` each); returns ``result.json``."""
+        folder = self.start(record.key, record.label, record.config)
+        digest = None
+        if examples is not None:
+            data = encode_examples(examples)
+            digest = hashlib.sha256(data).hexdigest()
+            write_bytes(folder / "examples.npz", data)
+        write_bytes(folder / "result.json", encode_record(replace(record, examples_sha256=digest)))
+        return folder / "result.json"
+
+    def examples(self, record: Record) -> Examples | None:
+        """The per-example scores and losses that were saved with a record; ``None`` if there were none."""
+        folder = self._find(record.key)
+        if record.examples_sha256 is None or folder is None:
+            return None
+        path = folder / "examples.npz"
+        return decode_examples(read_bytes(path), path, record.examples_sha256)
+
+    def append_metrics(self, key: str, row: Mapping[str, Any]) -> None:
+        """Adds one row to the ``metrics.jsonl`` of a trial that was started."""
+        append_json_line(self._started(key) / "metrics.jsonl", row)
+
+    def metrics(self, key: str) -> tuple[list[dict[str, Any]], int]:
+        """The rows of a trial's ``metrics.jsonl``, and the number of torn lines that were left out."""
+        path = self._started(key) / "metrics.jsonl"
+        return read_json_lines(path) if path.exists() else ([], 0)
+
+    def _started(self, key: str) -> Path:
+        folder = self._find(key)
+        if folder is None:
+            raise DataError(f"{self.path}: no trial {key[:8]}; start it first")
+        return folder
+
+    def _find(self, key: str) -> Path | None:
+        """The folder of a trial, whatever label it was given. Refuses links that lead out of the run."""
+        if not re.fullmatch("[0-9a-f]{64}", key):
+            raise DataError(f"trial key: expected 64 hexadecimal digits, got {key!r}")
+        found = sorted((self.path / "trials").glob(f"{key[:8]}-*"))
+        if len(found) > 1:
+            names = ", ".join(folder.name for folder in found)
+            raise DataError(f"{self.path}: two folders for one trial ({names}); remove the copy")
+        if not found:
+            return None
+        folder = inside(self.path / "trials", found[0].name)
+        other = _stored_key(folder)
+        if other not in (None, key):
+            raise DataError(f"{folder}: belongs to the trial {other}, not to {key}; use another output folder")
+        return folder
+
+    def _read(self, folder: Path) -> Record:
+        inside(self.path / "trials", folder.name)
+        record = read_record(folder / "result.json")
+        if folder != self._find(record.key):
+            raise DataError(f"{folder}: holds the record of another trial ({record.key[:8]})")
+        self.examples(record)
+        return record
+
+
+def create_run(
+    output: Path, name: str, text: str, resolved: Mapping[str, Any], environment: Mapping[str, Any]
+) -> RunFolder:
+    """The folder of a sweep: new, or the one that the same resolved sweep already has under ``output``.
+
+    ``text`` is the source of the config, ``environment`` what ``environment()`` returned. ``DataError`` if the folder
+    of that name belongs to a different sweep.
+    """
+    digest = content_hash(resolved)
+    path = inside(output, f"{safe_name(name)}-{digest[:4]}")
+    make_folder(path / "trials")
+    if not (path / "resolved.json").exists():
+        if _folders(path / "trials"):
+            raise DataError(f"{path}: holds trials but no resolved.json; choose another output folder")
+        write_text(path / "sweep.yaml", text)
+        write_json(path / "env.json", environment)
+        created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        write_json(
+            path / "resolved.json", {"name": name, "created": created, "sha256": digest, "sweep": dict(resolved)}
+        )
+    run = open_run(path)
+    if run.digest != digest:
+        raise DataError(f"{path}: belongs to a different sweep; choose another name or output folder")
+    return run
+
+
+def open_run(path: Path) -> RunFolder:
+    """The run in a folder. ``DataError`` if it is not one, or if its ``resolved.json`` was altered."""
+    file = path / "resolved.json"
+    try:
+        content = json.loads(read_bytes(file))
+        run = RunFolder(path, content["name"], content["sha256"], content["created"], content["sweep"])
+        intact = run.digest == content_hash(run.sweep) and isinstance(run.sweep, dict)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(f"{file}: not the resolved config of a sweep ({error!r})") from error
+    if not intact or not isinstance(run.name, str) or not isinstance(run.created, str):
+        raise DataError(f"{file}: the config was altered after the run was made")
+    return run
+
+
+def safe_name(name: str) -> str:
+    """The name itself, if it can be one part of a path on any system. ``DataError`` otherwise."""
+    if not _SAFE.fullmatch(name) or name.endswith(".") or len(name) > _LONGEST_NAME:
+        raise DataError(f"name {name[:60]!r}: expected up to {_LONGEST_NAME} letters, digits and _.+=,- only")
+    return name
+
+
+def inside(folder: Path, name: str) -> Path:
+    """``folder / name``. ``DataError`` if it lies outside the folder, by its name or through a link."""
+    if not _SAFE.fullmatch(name):
+        raise DataError(f"{folder}: {name[:60]!r} is not a name that qresearch gives; move it away")
+    path = folder / name
+    if path.resolve().parent != folder.resolve():
+        raise DataError(f"{path}: is a link that leads out of {folder}; remove it")
+    return path
+
+
+def _folders(trials: Path) -> list[Path]:
+    try:
+        return sorted(trials.iterdir()) if trials.exists() else []
+    except OSError as error:
+        raise DataError(f"cannot list {trials}: {error.strerror}") from error
+
+
+def _stored_key(folder: Path) -> str | None:
+    """The key in ``config.json``; none if the file never got written or cannot be read."""
+    try:
+        return str(json.loads(read_bytes(folder / "config.json"))["key"])
+    except (DataError, ValueError, KeyError, TypeError, RecursionError):
+        return None
