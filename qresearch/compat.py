@@ -33,7 +33,10 @@ def evaluate_equation(equation: Any, values: Sequence[Any]) -> list[Any]:
     unique = list(dict.fromkeys(variables))
     given = {atom: value for atom, value in zip(equation.invars, values) if not isinstance(atom, core.Literal)}
     kept = [i for i, atom in enumerate(equation.outvars) if not is_dropped(atom)]
-    jaxpr = core.Jaxpr([], unique, [equation.outvars[i] for i in kept], [equation], equation.effects)
+    # Without it JAX warns of deprecation, and the project runs with warnings as errors.
+    names = core.DebugInfo("interpreter", equation.primitive.name, None, None)
+    outvars = [equation.outvars[i] for i in kept]
+    jaxpr = core.Jaxpr([], unique, outvars, [equation], equation.effects, debug_info=names)
     outputs = core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, []))(*(given[atom] for atom in unique))
     results: list[Any] = [None] * len(equation.outvars)
     for i, output in zip(kept, outputs):

@@ -16,7 +16,9 @@ from qresearch.tasks import Task
 
 
 class Forward(Protocol):
-    """``forward(shared, own, x) -> outputs``: shared is common to a population, own is one member's."""
+    """``forward(shared, own, x) -> outputs``: shared is common to a population, own is one member's. Hashable."""
+
+    def __hash__(self) -> int: ...
 
     def __call__(self, shared: Any, own: Any, x: Array, /) -> Any: ...
 

@@ -129,6 +129,15 @@ def quantize_model(fn: Function, params: Params, x: Any, rules: Sequence[Rule] =
     return _build(fn, arguments, rules, negative)
 
 
+def sketch_model(fn: Function, params: Params, x: Any, rules: Sequence[Rule] = (Rule(),)) -> QuantizedModel:
+    """``quantize_model`` without looking at values, for layers, menus and costs: undecided inputs are taken as
+    unsigned.
+    """
+    rules, arguments = tuple(rules), _Abstract((params, x))
+    refuse([found for found in _trace_once(fn, arguments).unassigned if not stays_float(found.name, rules)])
+    return _build(fn, arguments, rules, frozenset())
+
+
 class _Abstract:
     """Shapes and dtypes of a pytree, hashable: what a trace depends on."""
 

@@ -18,10 +18,14 @@ CONSTANT = "constant"
 
 @dataclass(frozen=True)
 class Origin:
-    """A value computed from parameters alone. ``levels``: the enclosing scans that hand it out a slice an iteration."""
+    """A value computed from parameters alone. ``levels``: the enclosing scans that hand it out a slice an iteration.
+
+    recipe: a hash of what was done to the parameters; equal for values that are equal but for their dtype.
+    """
 
     paths: tuple[str, ...]
     levels: frozenset[int] = frozenset()
+    recipe: int = 0
 
 
 Flow = Origin | str
@@ -35,14 +39,16 @@ def merge(flows: Sequence[Flow]) -> Flow:
     if not origins:
         return CONSTANT
     paths = tuple(dict.fromkeys(path for origin in origins for path in origin.paths))
-    return Origin(paths, frozenset().union(*(origin.levels for origin in origins)))
+    recipe = origins[0].recipe if len(origins) == 1 else hash(tuple((o.paths, o.recipe) for o in origins))
+    return Origin(paths, frozenset().union(*(origin.levels for origin in origins)), recipe)
 
 
 @dataclass
 class Discovery:
-    """What a walk over a jaxpr collects. ``shapes``: of all parameters, by path."""
+    """What a walk over a jaxpr collects. shapes: of all parameters, by path. examples: in the batch it was traced with."""
 
     shapes: dict[str, tuple[int, ...]]
+    examples: int = 1
     unassigned: list[Unassigned] = field(default_factory=list)
     uses: dict[str, int] = field(default_factory=dict)
 
@@ -57,6 +63,11 @@ class Discovery:
         path = min(sizes, key=lambda p: (sizes[p] != elements, -sizes[p]))
         self.uses[path] = self.uses.get(path, 0) + 1
         return layer_name(path) + (f"#{self.uses[path]}" if self.uses[path] > 1 else ""), path
+
+
+    def per_example(self, macs: int) -> int:
+        """The macs of a batch as macs per example, rounded up."""
+        return -(-macs // self.examples)
 
 
 def layer_name(path: str) -> str:

@@ -33,7 +33,8 @@ class Layer:
     name: the kernel parameter's path, ``Conv_0/kernel``; the second use of one kernel is ``Conv_0/kernel#2``,
     iteration 3 of a scanned stack is ``blocks/kernel@3``. parameter: that path itself. macs: multiply-accumulates per
     example. size: weights. calls: executions per call of the function (a kernel that a scan reuses is called once an
-    iteration). whole: the kernel has all elements of its parameter; a slice of a fused one has not.
+    iteration). whole: the kernel has all elements of its parameter; a slice of a fused one has not. recipe: equal for
+    uses of one parameter after the same operations, casts aside; a transposed use differs.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Layer:
     size: int
     calls: int = 1
     whole: bool = True
+    recipe: int = field(default=0, repr=False)
 
     @property
     def input_site(self) -> str:
@@ -58,7 +60,9 @@ class Layer:
 
 @dataclass(frozen=True)
 class Unassigned:
-    """A contraction that is not a layer, and why. ``refused``: it has a kernel, but sits where we cannot reach it."""
+    """A contraction that is not a layer, and why. macs: per example, as a layer's (a while loop's body counts once).
+    refused: it has a kernel, but sits where we cannot reach it.
+    """
 
     name: str
     reason: str

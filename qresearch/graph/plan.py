@@ -14,7 +14,8 @@ class Site:
     """A layer's place in the jaxpr; ``base`` is its name without iterations.
 
     levels: the enclosing scans (0 the outermost) that give it a kernel each iteration, and ``iterations`` their
-    lengths: it stands for that many layers. calls: how often the other enclosing scans execute each of them.
+    lengths: it stands for that many layers. calls: how often the other enclosing scans execute each of them. recipe:
+    see ``Origin``.
     """
 
     base: str
@@ -23,6 +24,7 @@ class Site:
     levels: tuple[int, ...] = ()
     iterations: tuple[int, ...] = ()
     calls: int = 1
+    recipe: int = 0
 
 
 @dataclass(frozen=True, eq=False)

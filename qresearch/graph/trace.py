@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from qresearch.errors import GraphError
-from qresearch.graph.dataflow import DATA, Discovery, Flow, Origin
+from qresearch.graph.dataflow import DATA, Discovery, Flow, Origin, layer_name
 from qresearch.graph.discover import analyse
 from qresearch.graph.interpreter import Handler, States, evaluate
 from qresearch.graph.layer import Layer, Unassigned
@@ -49,12 +50,12 @@ def trace(fn: Function, params: Any, x: Any) -> Graph:
 
     macs of a layer are per example: per unit of the leading axis of x's first array.
     """
+    paths = _paths(params)
     closed, shape = jax.make_jaxpr(fn, return_shape=True)(params, x)
-    paths = [_path(path) for path, _ in jax.tree.leaves_with_path(params)]
     flows: list[Flow] = [Origin((path,)) for path in paths] + [DATA] * len(jax.tree.leaves(x))
-    discovery = Discovery({path: jnp.shape(leaf) for path, leaf in zip(paths, jax.tree.leaves(params))})
+    discovery = Discovery(dict(zip(paths, map(jnp.shape, jax.tree.leaves(params)))), _examples(x))
     plan, _ = analyse(closed, flows, discovery)
-    layers = tuple(layer for site in plan.sites() for layer in _layers_of(site, _examples(x), discovery))
+    layers = tuple(layer for site in plan.sites() for layer in _layers_of(site, discovery))
     return Graph(plan, layers, tuple(discovery.unassigned), jax.tree.structure(shape))
 
 
@@ -84,12 +85,12 @@ def layer_names(site: Site) -> list[str]:
     return [site.base + "".join(f"@{i}" for i in index) for index in indices]
 
 
-def _layers_of(site: Site, examples: int, discovery: Discovery) -> list[Layer]:
+def _layers_of(site: Site, discovery: Discovery) -> list[Layer]:
     contraction = site.contraction
     size, names = math.prod(contraction.weight_shape), layer_names(site)
-    macs = -(-contraction.macs * site.calls // examples)
+    macs = discovery.per_example(contraction.macs * site.calls)
     whole = size * len(names) == math.prod(discovery.shapes[site.parameter])
-    return [Layer(name, site.parameter, contraction, macs, size, site.calls, whole) for name in names]
+    return [Layer(name, site.parameter, contraction, macs, size, site.calls, whole, site.recipe) for name in names]
 
 
 def _examples(x: Any) -> int:
@@ -97,10 +98,22 @@ def _examples(x: Any) -> int:
     return shapes[0][0] if shapes and shapes[0] else 1
 
 
-def _path(path: tuple[Any, ...]) -> str:
-    """``params/Conv_0/kernel`` of a pytree path; an nnx Variable's own ``value`` is not part of the name."""
-    parts = [str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path]
-    return "/".join(parts[:-1] if len(parts) > 1 and parts[-1] == "value" else parts)
+def _paths(params: Any) -> list[str]:
+    """``params/Conv_0/kernel`` for every leaf. GraphError if two leaves have one name, or names hold our marks."""
+    keys = [path for path, _ in jax.tree.leaves_with_path(params)]
+    siblings = collections.Counter(path[:-1] for path in keys)
+    # An nnx Variable's own ``value`` is no part of its name; a module's field ``value`` beside ``query`` is.
+    wrapped = [len(path) > 1 and str(path[-1]) == ".value" and siblings[path[:-1]] == 1 for path in keys]
+    paths = ["/".join(map(_part, path[:-1] if alone else path)) for path, alone in zip(keys, wrapped)]
+    counts = collections.Counter(map(layer_name, paths))
+    bad = [name for name, count in counts.items() if count > 1 or "#" in name or "@" in name]
+    if bad:
+        raise GraphError(f"parameter path '{bad[0]}' is not unique, or holds '#' or '@': rename it in params")
+    return paths
+
+
+def _part(key: Any) -> str:
+    return str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key))))
 
 
 def _stack_states(plan: Plan, states: States) -> States:

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from qresearch.numerics.rounding import ROUNDINGS, in_steps
+
 
 class Codes(NamedTuple):
     """Integer codes with the grid they live on, in the granularity's view of the tensor.
@@ -26,9 +28,13 @@ def encode_uniform(
     zero_point: Float[Array, "..."],
     qmin: Float[Array, ""],
     qmax: Float[Array, ""],
+    rounding: str = "half_even",
 ) -> Codes:
-    """The codes clip(round(x / scale) + zero_point, qmin, qmax); ``decode`` of them equals ``fake_quant`` exactly."""
-    units = jnp.round(x.astype(jnp.float32) / scale)
+    """The codes clip(round(x / scale) + zero_point, qmin, qmax); ``decode`` of them equals ``fake_quant`` exactly.
+
+    Stochastic rounding is for training and has no single code: what is stored is rounded half to even.
+    """
+    units = ROUNDINGS["half_even" if rounding == "stochastic" else rounding](in_steps(x, scale))
     values = jnp.clip(units + jnp.round(zero_point), qmin, qmax)
     return Codes(values.astype(jnp.int32), scale, jnp.round(zero_point))
 

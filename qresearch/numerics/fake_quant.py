@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from qresearch.numerics.rounding import ROUNDINGS, rounding_noise, stochastic_round
+from qresearch.numerics.rounding import ROUNDINGS, in_steps, rounding_noise, stochastic_round
 
 MASKS = ("rounded", "unrounded", "none")
 
@@ -64,7 +64,7 @@ def _fake_quant(
     qmax: Array,
     noise: Array | None,
 ) -> Array:
-    units = x.astype(jnp.float32) / scale
+    units = in_steps(x, scale)
     codes = jnp.clip(_round(units, rounding, noise) + jnp.round(zero_point), qmin, qmax)
     return ((codes - jnp.round(zero_point)) * scale).astype(x.dtype)
 
@@ -80,7 +80,7 @@ def _forward(mask: str, rounding: str, *arguments: Array) -> tuple[Array, tuple[
 def _backward(mask: str, rounding: str, arguments: tuple[Array, ...], upstream: Array) -> tuple[Array | None, ...]:
     x, scale, zero_point, qmin, qmax, noise = arguments
     gradient = upstream.astype(jnp.float32)
-    units = x.astype(jnp.float32) / scale
+    units = in_steps(x, scale)
     offset = jnp.round(zero_point)
     rounded = _round(units, rounding, noise)
     below, above = _clipped(mask, units + offset, rounded + offset, qmin, qmax)

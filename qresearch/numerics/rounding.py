@@ -17,6 +17,16 @@ ROUNDINGS: dict[str, Callable[[Array], Array]] = {
 }
 
 
+def in_steps(x: Float[Array, "..."], scale: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x / scale in float32, correctly rounded: the one division that every code comes from.
+
+    XLA rewrites a division by a broadcast into x * (1 / scale), which moves ties to another code than NumPy, ONNX,
+    LSQ's own code and Brevitas choose. Where a NaN of x would replace the scale (the quotient is NaN either way), the
+    divisor is no broadcast, and nothing is materialized as behind an optimization barrier.
+    """
+    return x.astype(jnp.float32) / jnp.where(jnp.isnan(x), jnp.nan, scale)
+
+
 def stochastic_round(x: Float[Array, "..."], noise: Float[Array, "..."]) -> Float[Array, "..."]:
     """Rounds down or up with expectation x: floor(x + u), u ~ U[0, 1) of the shape of x.
 

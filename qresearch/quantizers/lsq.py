@@ -51,7 +51,8 @@ def lsq(spec: QuantSpec) -> Quantizer:
 
     def encode(qparams: LSQ, x: Array, bits: Bits) -> Codes:
         step = _positive(qparams.scale)
-        return encode_uniform(x, step, jnp.zeros_like(step), *integer_range(bits, spec.signed, spec.narrow))
+        qmin, qmax = integer_range(bits, spec.signed, spec.narrow)
+        return encode_uniform(x, step, jnp.zeros_like(step), qmin, qmax, spec.rounding)
 
     return Quantizer(init, apply, encode, learnable=("scale",))
 

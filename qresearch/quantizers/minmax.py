@@ -44,6 +44,6 @@ def minmax(spec: QuantSpec) -> Quantizer:
         return at_width(bits, x, x_hat)
 
     def encode(qparams: MinMax, x: Array, bits: Bits) -> Codes:
-        return encode_uniform(x, *grid(qparams, bits))
+        return encode_uniform(x, *grid(qparams, bits), spec.rounding)
 
     return Quantizer(init, apply, encode)

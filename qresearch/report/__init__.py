@@ -20,6 +20,7 @@ from qresearch.report.table import (
     plain_table,
     rich_table,
 )
+from qresearch.report.terminal import comparisons, run_tables
 from qresearch.results.atomic import read_bytes, write_bytes, write_text
 from qresearch.results.record import Record
 from qresearch.results.run_folder import RunFolder, Stored
@@ -36,6 +37,7 @@ __all__ = [
     "plain_table",
     "points_of",
     "rich_table",
+    "run_tables",
     "write_report",
 ]
 
@@ -86,8 +88,7 @@ def _sections(run: RunFolder, stored: Stored, points: tuple[Point, ...], on_fron
 
 
 def _comparison(run: RunFolder, done: list[Record]) -> Section:
-    loaded = ((record.key, run.examples(record)) for record in done)
-    rows = comparison_rows(mixed_versus_uniform(done, {key: e["score"] for key, e in loaded if e is not None}))
+    rows = comparison_rows(comparisons(run, done))
     about = (
         "Test score of mixed minus uniform at equal average bits, with a 95 % interval from a paired bootstrap over"
         " seeds and test examples. Each row is tested by itself: of twenty rows without a difference, one looks real."

@@ -1,0 +1,201 @@
+"""The command line. It parses, calls and prints; jax is imported by the commands that compute, never for ``--help``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qresearch.errors import ConfigError, QResearchError
+
+if TYPE_CHECKING:
+    from qresearch.config import SweepConfig
+    from qresearch.results import RunFolder
+
+OK, BAD_INPUT, FAILED, INTERRUPTED = 0, 2, 3, 130
+EXIT_CODES = "exit status: 0 done · 2 bad input, nothing started · 3 some trials failed · 130 interrupted"
+
+
+def entry() -> None:
+    """The ``qresearch`` program."""
+    sys.exit(main(sys.argv[1:]))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs one command and returns its exit status. What a user can mend is one line on stderr, not a traceback."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.command(options)
+    except QResearchError as error:
+        lines = str(error).splitlines()
+        for line in lines:
+            print(f"error: {line}", file=sys.stderr)
+        if isinstance(error, ConfigError):
+            print(f"{len(lines)} problem{'s' * (len(lines) != 1)}, nothing started", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("stopped: finished trials are kept; the same command continues", file=sys.stderr)
+        return INTERRUPTED
+    except OSError as error:
+        print(f"error: {error.filename or 'input/output'}: {error.strerror or error}", file=sys.stderr)
+        return BAD_INPUT
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="qresearch", description="Mixed-precision quantization sweeps in JAX.", epilog=EXIT_CODES
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text, epilog=EXIT_CODES)
+        added.set_defaults(command=run)
+        return added
+
+    def configured(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        added = command(name, run, text)
+        added.add_argument("config", help="YAML file")
+        added.add_argument(
+            "--set", action="append", default=[], metavar="KEY=VALUE", help="override, e.g. qat.epochs=2"
+        )
+        return added
+
+    configured("sweep", _sweep, "run every trial of a config that has no result yet, and report the front")
+    configured("run", _run, "run a config that describes one trial")
+    search = configured("search", _search, "let allocators choose the bits for budgets, and report the front (PTQ)")
+    search.add_argument("--budgets", required=True, help="comma-separated, in the unit of --cost")
+    search.add_argument("--allocators", default="exact", help="comma-separated (default: exact)")
+    search.add_argument("--cost", default="average_bits", help="average_bits, size (kB) or bops (millions)")
+    configured("check", _check, "check a config without running it, and count its trials")
+    report = command("report", _report, "write front.csv, allocations.csv, front.png and report.html of a run again")
+    show = command("show", _show, "print a run: its front, failures and damaged files")
+    for added in (report, show):
+        added.add_argument("run", help="folder of a run, or its name or the beginning of it")
+    runs = command("runs", _runs, "list the runs in the output folder")
+    for added in (report, show, runs):
+        added.add_argument("--output", default="results", help="where runs are (default: results)")
+    listing = command("list", _list, "list what a config can name")
+    listing.add_argument("kind", nargs="?", help="quantizers, allocators, models, data, tasks, costs or ranges")
+    return parser
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from qresearch.config import load
+
+    return _execute(load(options.config, options.set), options)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from qresearch.config import expand, load
+
+    sweep = load(options.config, options.set)
+    count = len(expand(sweep))
+    if count != 1:
+        raise ConfigError(f"{options.config}: describes {count} trials; use 'qresearch sweep', or set 'sweep: null'")
+    return _execute(sweep, options)
+
+
+def _search(options: argparse.Namespace) -> int:
+    from qresearch.config import expand, load
+
+    try:
+        budgets = [float(budget) for budget in options.budgets.split(",")]
+    except ValueError:
+        raise ConfigError(f"--budgets: expected numbers such as 2.5,3,4, got {options.budgets!r}") from None
+    first = expand(load(options.config, options.set))[0]
+    seeds = sorted({config.seed for config in expand(load(options.config, options.set))})
+    grid = {"seed": seeds, "allocation.allocator": options.allocators.split(","), "allocation.budget": budgets}
+    fixed = ["flow=ptq", "allocation.bits=null", f"allocation.cost={options.cost}", f"name={first.name}-search"]
+    return _execute(load(options.config, [*options.set, f"sweep={json.dumps({'grid': grid})}", *fixed]), options)
+
+
+def _execute(sweep: SweepConfig, options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from qresearch.sweep.progress import Terminal
+    from qresearch.sweep.run import run_sweep
+
+    console = Console()
+    source = Path(options.config).read_text(encoding="utf-8")
+    result = run_sweep(sweep, source, Terminal(console), lambda run: print(f"folder  {run.path}", flush=True))
+    print(f"{result.ran} trials run, {result.found} found done, {len(result.failed)} failed")
+    for label, reason in result.failed:
+        print(f"failed  {label}: {reason}", file=sys.stderr)
+    if result.ran + result.found > len(result.failed):
+        _write_report(result.run)
+    return FAILED if result.failed else OK
+
+
+def _check(options: argparse.Namespace) -> int:
+    from qresearch.config import load
+
+    sweep = load(options.config, options.set)
+    # Structure first: importing jax to compare names costs seconds, and is not needed to find a misspelt key.
+    from qresearch.sweep.run import plan_sweep
+
+    configs = plan_sweep(sweep)
+    flows = {flow: sum(config.flow == flow for config in configs) for flow in ("float", "ptq", "qat")}
+    print(
+        f"{options.config}: fine, {len(configs)} trials ({', '.join(f'{n} {flow}' for flow, n in flows.items() if n)})"
+    )
+    return OK
+
+
+def _report(options: argparse.Namespace) -> int:
+    from qresearch.results import find_run
+
+    _write_report(find_run(Path(options.output).expanduser(), options.run))
+    return OK
+
+
+def _show(options: argparse.Namespace) -> int:
+    from qresearch.results import find_run
+
+    run = find_run(Path(options.output).expanduser(), options.run)
+    _print_tables(run)
+    return OK
+
+
+def _runs(options: argparse.Namespace) -> int:
+    from qresearch.report import plain_table
+    from qresearch.results import list_runs
+
+    rows = list_runs(Path(options.output).expanduser())
+    header = ("run", "done", "failed", "invalid", "created", "best score")
+    print(plain_table(header, [_run_row(row) for row in rows]) if rows else f"no runs in {options.output}")
+    return OK
+
+
+def _run_row(row: Any) -> tuple[str, ...]:
+    best = row.problem or ("-" if row.best_score is None else f"{row.best_score:.4f} {row.score_name}")
+    return (row.name, str(row.done), str(row.failed), str(row.invalid), row.created, best)
+
+
+def _list(options: argparse.Namespace) -> int:
+    from qresearch.sweep.catalogue import catalogue
+
+    print(catalogue(options.kind))
+    return OK
+
+
+def _write_report(run: RunFolder) -> None:
+    from qresearch.report import write_report
+
+    paths = write_report(run)
+    _print_tables(run)
+    for path in paths:
+        print(path)
+
+
+def _print_tables(run: RunFolder) -> None:
+    from qresearch.report import run_tables
+
+    for text in run_tables(run):
+        print(text, end="\n\n")
+
+
+if __name__ == "__main__":
+    entry()

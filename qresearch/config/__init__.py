@@ -1,0 +1,43 @@
+"""Configuration files: strict YAML, typed and frozen runs, sweeps, and errors that name the line. No jax in here."""
+
+from __future__ import annotations
+
+from qresearch.config.identity import config_hash, resolved, trial_label
+from qresearch.config.load import SweepConfig, expand, from_mapping, load
+from qresearch.config.names import KnownNames, check_names
+from qresearch.config.schema import (
+    AllocationConfig,
+    CalibrationConfig,
+    DataConfig,
+    EvaluateConfig,
+    ModelConfig,
+    QuantizeConfig,
+    RuleConfig,
+    RunConfig,
+    SiteConfig,
+    TrainConfig,
+    WeightSiteConfig,
+)
+
+__all__ = [
+    "AllocationConfig",
+    "CalibrationConfig",
+    "DataConfig",
+    "EvaluateConfig",
+    "KnownNames",
+    "ModelConfig",
+    "QuantizeConfig",
+    "RuleConfig",
+    "RunConfig",
+    "SiteConfig",
+    "SweepConfig",
+    "TrainConfig",
+    "WeightSiteConfig",
+    "check_names",
+    "config_hash",
+    "expand",
+    "from_mapping",
+    "load",
+    "resolved",
+    "trial_label",
+]

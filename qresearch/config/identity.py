@@ -1,0 +1,44 @@
+"""What a run is, apart from where its results go: the resolved config, its hash and a label for people."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from qresearch.config.schema import RunConfig
+
+
+def resolved(config: RunConfig) -> dict[str, Any]:
+    """The config as plain JSON values, under the key names of YAML and with all defaults filled in."""
+    return config.model_dump(mode="json", by_alias=True)
+
+
+def config_hash(config: RunConfig) -> str:
+    """The SHA-256 of the resolved config as canonical JSON (sorted keys, no spaces), as 64 hexadecimal digits.
+
+    ``name`` and ``output`` are left out: moving or renaming results does not change what they are.
+    """
+    values = {key: value for key, value in resolved(config).items() if key not in ("name", "output")}
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def trial_label(config: RunConfig) -> str:
+    """A short name such as ``qat-lsq-exact-3.5bits-seed0``, safe as part of a folder name. It is not unique."""
+    steps = [config.flow] if config.flow == "float" else [config.flow, _quantizers(config), _allocation(config)]
+    return "-".join([*steps, f"seed{config.seed}"])
+
+
+def _quantizers(config: RunConfig) -> str:
+    # One name where weights and inputs share a quantizer, "lsq+pact" where they do not.
+    sites = (config.quantize.weight, config.quantize.input)
+    return "+".join(dict.fromkeys(site.quantizer for site in sites))
+
+
+def _allocation(config: RunConfig) -> str:
+    allocation = config.allocation
+    if allocation.bits is not None:
+        return "w{}a{}".format(*allocation.bits)
+    unit = "bits" if allocation.cost == "average_bits" else allocation.cost
+    return f"{allocation.allocator}-{allocation.budget:g}{unit}"

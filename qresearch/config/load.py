@@ -1,0 +1,141 @@
+"""From a file and the settings of the command line to the runs they ask for, or to all that is wrong with them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+from pydantic import ValidationError
+
+from qresearch.config.explain import Explanation, explain
+from qresearch.config.names import KnownNames, require_keys, unknown_names
+from qresearch.config.problems import COMMAND_LINE, MAX_SHOWN, KeyPath, Problem, config_error, shown
+from qresearch.config.schema import RunConfig
+from qresearch.config.sweep_grid import Point, Setting, put, split_key, sweep_axes
+from qresearch.config.yaml_loader import Document, parse_yaml, read_document
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """A configuration file, and the settings of the command line that prevail over the file and over its sweep."""
+
+    document: Document
+    overrides: Point = ()
+
+
+def load(path: str | PathLike[str], overrides: Sequence[str] = ()) -> SweepConfig:
+    """Reads a file and ``key=value`` overrides, and checks every run that they ask for.
+
+    Raises `ConfigError` with one line for every problem. Names are not compared with registries: see `expand`.
+    """
+    document = read_document(path)
+    parsed = [_override(text) for text in overrides]
+    problems = (problem for _, found in parsed for problem in found)
+    document = document._replace(problems=(*document.problems, *problems))
+    sweep = _with_overrides(document, [setting for setting, found in parsed if not found])
+    expand(sweep)
+    return sweep
+
+
+def from_mapping(values: Mapping[str, Any], source: str = "config") -> SweepConfig:
+    """A config from plain values, as a script or a stored ``resolved`` config has them. ``source``: named in errors."""
+    sweep = SweepConfig(Document(source, dict(values), {}))
+    expand(sweep)
+    return sweep
+
+
+def expand(sweep: SweepConfig, known: KnownNames | None = None) -> tuple[RunConfig, ...]:
+    """The runs of a sweep: in the order of the file, the last axis fastest, equal runs once.
+
+    ``known``: for keys such as ``data.name`` the names they may have; None: any. Raises `ConfigError` with every
+    problem of the file, of the command line and of every run.
+    """
+    require_keys(known or {})
+    axes, explanations = sweep_axes(sweep.document.values.get("sweep"))
+    problems = [*sweep.document.problems, *_problems(sweep, (), explanations)]
+    # What the file says is checked even where every point of the sweep replaces it; only agreement is up to the runs.
+    _, explanations = _run(sweep, sweep.overrides, known)
+    fixed = [explanation for explanation in explanations if explanation.about != "agreement"]
+    problems += _problems(sweep, sweep.overrides, fixed)
+    return _runs(sweep, itertools.product(*axes) if axes else (), known, problems)
+
+
+def _runs(
+    sweep: SweepConfig,
+    points: Iterable[tuple[Point, ...]],
+    known: KnownNames | None,
+    file_problems: Sequence[Problem],
+) -> tuple[RunConfig, ...]:
+    runs: dict[RunConfig, None] = {}
+    problems = dict.fromkeys(file_problems)
+    for point in points:
+        settings = (*itertools.chain(*point), *sweep.overrides)
+        run, explanations = _run(sweep, settings, known)
+        problems.update(dict.fromkeys(_problems(sweep, settings, explanations)))
+        if run is not None:
+            runs[run] = None
+        if len(problems) > MAX_SHOWN:
+            break
+    if problems:
+        raise config_error(sweep.document.source, problems)
+    return tuple(runs)
+
+
+def _run(sweep: SweepConfig, settings: Point, known: KnownNames | None) -> tuple[RunConfig | None, list[Explanation]]:
+    values: Any = {key: value for key, value in sweep.document.values.items() if key != "sweep"}
+    for setting in settings:
+        values = put(values, setting.path, setting.value)
+    names = list(unknown_names(values, known or {}))
+    try:
+        return RunConfig.model_validate(values), names
+    except ValidationError as error:
+        return None, [*explain(error, RunConfig), *names]
+
+
+def _problems(sweep: SweepConfig, settings: Point, explanations: Iterable[Explanation]) -> Iterator[Problem]:
+    """The explanations at their lines, without those that only follow from a problem of form."""
+    document = sweep.document
+    ill_formed = {problem.line for problem in document.problems} - {COMMAND_LINE}
+    for explanation in explanations:
+        line = _line(document.lines, settings, explanation)
+        follows = bool(document.problems) and explanation.about == "agreement"
+        if not follows and line not in ill_formed:
+            yield Problem(line, explanation.path, explanation.message)
+
+
+def _line(lines: Mapping[KeyPath, int], settings: Point, explanation: Explanation) -> int | None:
+    """The line of the last setting that touched the key, or else of the key itself or the section it is missing in."""
+    path = explanation.path
+    for setting in reversed(settings):
+        shared = min(len(path), len(setting.path))
+        if path[:shared] == setting.path[:shared]:
+            about_key = explanation.about == "key" and shared == len(path)
+            origin = setting.key_origin if about_key else setting.value_origin
+            return COMMAND_LINE if origin is None else _nearest(lines, (*origin, *path[shared:]))
+    return _nearest(lines, path)
+
+
+def _nearest(lines: Mapping[KeyPath, int], path: KeyPath) -> int | None:
+    return next((lines[path[:size]] for size in range(len(path), -1, -1) if path[:size] in lines), None)
+
+
+def _override(text: str) -> tuple[Setting, list[Problem]]:
+    key, equals, value_text = text.partition("=")
+    key = key.strip()
+    if not key or not equals or not key.isprintable():
+        return Setting((), None), [Problem(COMMAND_LINE, (), f"expected key=value, got {shown(text)}")]
+    value, _, problems = parse_yaml(value_text)
+    path = split_key(key)
+    return Setting(path, value), [problem._replace(line=COMMAND_LINE, path=path) for problem in problems]
+
+
+def _with_overrides(document: Document, settings: Sequence[Setting]) -> SweepConfig:
+    """Settings of the sweep itself change the document; all others come after the sweep, as the last word."""
+    for path, value, _, _ in settings:
+        if path[0] == "sweep":
+            kept = {key: line for key, line in document.lines.items() if key[: len(path)] != path}
+            document = document._replace(values=put(document.values, path, value), lines={**kept, path: COMMAND_LINE})
+    return SweepConfig(document, tuple(setting for setting in settings if setting.path[0] != "sweep"))

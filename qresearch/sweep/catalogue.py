@@ -1,0 +1,48 @@
+"""What a config can name, as a table: every registry with the first line of each entry's documentation."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from qresearch.allocation import ALLOCATORS
+from qresearch.cost import COSTS
+from qresearch.data import DATASETS
+from qresearch.errors import ConfigError, did_you_mean
+from qresearch.models import MODELS
+from qresearch.numerics.ranges import RANGES
+from qresearch.quantizers import QUANTIZERS
+from qresearch.tasks import TASKS
+
+REGISTRIES: dict[str, Mapping[str, Any]] = {
+    "quantizers": QUANTIZERS,
+    "ranges": RANGES,
+    "allocators": ALLOCATORS,
+    "costs": COSTS,
+    "models": MODELS,
+    "data": DATASETS,
+    "tasks": TASKS,
+}
+
+
+def catalogue(kind: str | None = None) -> str:
+    """One line per entry of a registry, or of all; ConfigError for an unknown one."""
+    if kind is not None and kind not in REGISTRIES:
+        raise ConfigError(f"'{kind}' cannot be listed{did_you_mean(kind, REGISTRIES)}")
+    chosen = {kind: REGISTRIES[kind]} if kind else REGISTRIES
+    width = max(len(name) for registry in chosen.values() for name in registry)
+    blocks = [
+        "\n".join([title, *(f"  {name:<{width}}  {_summary(entry)}" for name, entry in sorted(registry.items()))])
+        for title, registry in chosen.items()
+    ]
+    return "\n\n".join(blocks)
+
+
+def _summary(entry: Any) -> str:
+    described = getattr(entry, "describe", None)
+    if isinstance(described, str):
+        return described
+    if not callable(entry):
+        return f"score: {entry.score_name}"
+    return (inspect.getdoc(entry) or "").split("\n")[0]

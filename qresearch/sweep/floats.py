@@ -1,0 +1,118 @@
+"""The float models of a sweep: loaded, or trained once per seed as one population, and kept in the run's folder."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from qresearch.checkpoint import load_checkpoint, save_checkpoint
+from qresearch.config import RunConfig, resolved
+from qresearch.data import Dataset
+from qresearch.errors import DataError
+from qresearch.evaluation import make_batches
+from qresearch.models import Model, Variables
+from qresearch.sweep.assemble import Setup, load_weights, recipe_of, setup_of, shapes_of
+from qresearch.sweep.progress import Reporter, epochs_done
+from qresearch.tasks import Task
+from qresearch.training import Program, Recipe, Trained, Trainer, Trial, make_trainer
+
+_IDENTITY = ("task", "data", "model", "float")  # what float variables depend on, besides the seed
+
+
+class FloatModel(NamedTuple):
+    """Float variables, or why there are none. history: one row per epoch; best_epoch 0 where weights were loaded."""
+
+    variables: Variables | None
+    history: list[dict[str, float]]
+    best_epoch: int
+    failure: str | None = None
+
+
+def float_key(config: RunConfig) -> str:
+    """What identifies the float variables of a run: the data, the model, the recipe and the seed."""
+    values = resolved(config)
+    identity = {name: values[name] for name in _IDENTITY} | {"batch": config.evaluate.batch_size}
+    seed = None if config.model.weights else config.seed
+    return hashlib.sha256(json.dumps([identity, seed], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def obtain_floats(configs: Iterable[RunConfig], folder: Path, reporter: Reporter) -> dict[str, FloatModel]:
+    """The float models of these runs by ``float_key``: from files, from ``folder`` or by training, which stores
+    them.
+    """
+    wanted = {float_key(config): config for config in configs}
+    found = {key: _stored(config, folder / key, reporter) for key, config in wanted.items()}
+    models = {key: model for key, model in found.items() if model is not None}
+    groups: dict[tuple[Any, ...], dict[str, RunConfig]] = {}
+    for key, config in wanted.items():
+        if key not in models:
+            recipe, batch = recipe_of(config.float_training), config.evaluate.batch_size
+            static = (config.task, config.data, config.model, recipe, batch)
+            groups.setdefault(static, {})[key] = config
+    for group in groups.values():
+        models |= _train(group, folder, reporter)
+    return models
+
+
+def _stored(config: RunConfig, path: Path, reporter: Reporter) -> FloatModel | None:
+    setup = setup_of(config)
+    if config.model.weights:
+        return FloatModel(load_weights(config, setup), [], 0)
+    facts = path.with_suffix(".json")
+    if not (path.is_dir() and facts.is_file()):
+        return None
+    try:
+        content = json.loads(facts.read_text())
+        return FloatModel(load_checkpoint(path, shapes_of(setup)[0]), content["history"], content["best_epoch"])
+    except (DataError, ValueError, KeyError) as error:
+        reporter.line(f"float model of seed {config.seed} is trained again: {error}")
+        return None
+
+
+def _train(group: Mapping[str, RunConfig], folder: Path, reporter: Reporter) -> dict[str, FloatModel]:
+    """Trains the seeds (and learning rates) of one static group as a population."""
+    config = next(iter(group.values()))
+    setup, recipe = setup_of(config), recipe_of(config.float_training)
+    trainer = float_trainer(setup.model, setup.task, recipe, setup.data, config.evaluate.batch_size)
+    trials = [_trial(setup, config) for config in group.values()]
+    models = {}
+    with reporter.phase("float training (epochs)", len(trials) * recipe.epochs) as advance:
+        outcomes = trainer.train(trials, on_epoch=epochs_done(advance, recipe.epochs))
+        for key, outcome in zip(group, outcomes):
+            models[key] = _keep(outcome, folder / key)
+    return models
+
+
+def _keep(outcome: Trained, path: Path) -> FloatModel:
+    if outcome.failure is not None:
+        return FloatModel(None, outcome.history, 0, f"float training: {outcome.failure}")
+    variables = outcome.best[0]
+    save_checkpoint(path, variables)
+    path.with_suffix(".json").write_text(json.dumps({"history": outcome.history, "best_epoch": outcome.best_epoch}))
+    return FloatModel(variables, outcome.history, outcome.best_epoch)
+
+
+def _trial(setup: Setup, config: RunConfig) -> Trial:
+    variables = setup.model.init(jax.random.key(config.seed), jnp.zeros((1, *setup.data.example_shape), jnp.float32))
+    return Trial(variables, {}, (), config.float_training.learning_rate, config.seed)
+
+
+@functools.lru_cache(maxsize=8)
+def float_trainer(model: Model, task: Task, recipe: Recipe, data: Dataset, batch_size: int) -> Trainer:
+    """The trainer of a float model; the same one for the same arguments, so that its step compiles once."""
+
+    def train(variables: Any, qparams: Any, bits: Any, x: Any, key: Any) -> Any:
+        return model.apply_train(variables, (x, key))
+
+    def forward(shared: Any, own: Any, x: Any) -> Any:
+        return model.apply(own[0], x)
+
+    program = Program(train, forward, lambda qparams: {})
+    return make_trainer(program, task, recipe, data, make_batches(data.validation, batch_size))

@@ -1,0 +1,109 @@
+"""From what a trial produced to its record."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from qresearch.config import RunConfig, config_hash, resolved, trial_label
+from qresearch.cost import COSTS, allocation_cost, relative_bops
+from qresearch.evaluation import Scores
+from qresearch.qmodel import QuantizedModel
+from qresearch.results import Record, environment
+from qresearch.tasks import Task
+
+
+class Outcome(NamedTuple):
+    """A finished or failed trial. test, validation: of one model, [example]. extra: further metrics, numbers only."""
+
+    config: RunConfig
+    bits: Float[np.ndarray, "layers 2"]
+    seconds: float
+    test: Scores | None = None
+    validation: Scores | None = None
+    extra: Mapping[str, Any] = {}
+    failure: str | None = None
+
+
+def make_record(outcome: Outcome, model: QuantizedModel, task: Task) -> Record:
+    """The record of an outcome; ``model`` gives the layers, the costs and the treatment of pinned ones."""
+    config = outcome.config
+    quantized = config.flow != "float"
+    sites = {"weight": config.quantize.weight, "input": config.quantize.input}
+    return Record(
+        key=config_hash(config),
+        label=trial_label(config),
+        status="done" if outcome.failure is None else "failed",
+        reason=outcome.failure,
+        config=resolved(config),
+        seed=config.seed,
+        task=config.task,
+        model=config.model.name,
+        data=config.data.name,
+        flow=config.flow,
+        quantizer={name: site.quantizer if quantized else None for name, site in sites.items()},
+        allocation=_allocation(config, outcome.bits, model),
+        costs=_costs(outcome.bits, model),
+        metrics=_metrics(outcome),
+        score_name=task.score_name,
+        seconds=float(outcome.seconds),
+        environment=_environment(),
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
+
+
+def treatment(model: QuantizedModel) -> str:
+    """How layers that are not free were treated: it changes average bits and accuracy, so every record says it."""
+    free = {layer.name for layer in model.layers}
+    pinned = [
+        f"{unit.layer.name} W{menu[0][0]}A{menu[0][1]}"
+        for unit, menu in zip(model.units, model.menus)
+        if len(menu) == 1
+    ]
+    in_float = [layer.name for layer in next(iter(model.graphs.values())).layers if layer.name not in _covered(model)]
+    parts = [f"pinned: {', '.join(pinned)}"] if pinned else []
+    parts += [f"in float: {', '.join(in_float)}"] if in_float else []
+    return "; ".join(parts) or f"all {len(free)} layers free, first and last included"
+
+
+def _covered(model: QuantizedModel) -> set[str]:
+    return {use.name for unit in model.units for use in unit.uses}
+
+
+def _allocation(config: RunConfig, bits: np.ndarray, model: QuantizedModel) -> dict[str, Any]:
+    allocation = config.allocation
+    budgeted = config.flow != "float" and allocation.budget is not None
+    allocator = None if config.flow == "float" else allocation.allocator if budgeted else "uniform"
+    return {
+        "layers": [layer.name for layer in model.layers],
+        "bits": [[float(w), float(a)] for w, a in bits],
+        "allocator": allocator,
+        "budget": {allocation.cost: float(allocation.budget or 0.0)} if budgeted else None,
+        "treatment": treatment(model),
+    }
+
+
+def _costs(bits: np.ndarray, model: QuantizedModel) -> dict[str, float]:
+    elements, macs = [layer.size for layer in model.layers], [layer.macs for layer in model.layers]
+    costs = {name: float(allocation_cost(name, elements, macs, bits)) for name in COSTS}
+    return costs | {"relative_bops": float(relative_bops(macs, bits))}
+
+
+def _metrics(outcome: Outcome) -> dict[str, Any]:
+    splits = {"test": outcome.test, "validation": outcome.validation}
+    return {name: means(scores) for name, scores in splits.items() if scores is not None} | dict(outcome.extra)
+
+
+def means(scores: Scores) -> dict[str, float]:
+    """The mean loss and score of one model."""
+    return {"loss": float(np.mean(scores.loss)), "score": float(np.mean(scores.score))}
+
+
+@functools.cache
+def _environment() -> dict[str, Any]:
+    return environment()
