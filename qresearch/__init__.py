@@ -1,1 +1,87 @@
-"""qresearch: learnable and mixed-precision quantization research in JAX."""
+"""qresearch: learnable and mixed-precision quantization research in JAX.
+
+The public names are imported on first use, so that ``import qresearch`` and ``qresearch --help`` do not import jax.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qresearch.allocation import ALLOCATORS, Problem
+    from qresearch.calibration import MenuQParams, calibrate, select
+    from qresearch.cost import COSTS, allocation_cost, relative_bops
+    from qresearch.evaluation import Batches, evaluate, make_batches
+    from qresearch.graph import Layer, find_layers
+    from qresearch.pareto import hypervolume, pareto_front
+    from qresearch.population import evaluate_population
+    from qresearch.qmodel import QuantizedModel, quantize_model
+    from qresearch.quantizers import QUANTIZERS, Quantizer, QuantSpec
+    from qresearch.rules import Rule, SiteRule
+    from qresearch.sensitivities import Sensitivity, allocation_bits, budget_of, make_problem, sensitivity
+    from qresearch.training import Program, Recipe, Trial, make_trainer
+
+_HOME = {
+    "allocation": ("ALLOCATORS", "Problem"),
+    "calibration": ("MenuQParams", "calibrate", "select"),
+    "cost": ("COSTS", "allocation_cost", "relative_bops"),
+    "evaluation": ("Batches", "evaluate", "make_batches"),
+    "graph": ("Layer", "find_layers"),
+    "pareto": ("hypervolume", "pareto_front"),
+    "population": ("evaluate_population",),
+    "qmodel": ("QuantizedModel", "quantize_model"),
+    "quantizers": ("QUANTIZERS", "QuantSpec", "Quantizer"),
+    "rules": ("Rule", "SiteRule"),
+    "sensitivities": ("Sensitivity", "allocation_bits", "budget_of", "make_problem", "sensitivity"),
+    "training": ("Program", "Recipe", "Trial", "make_trainer"),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = [
+    "ALLOCATORS",
+    "COSTS",
+    "QUANTIZERS",
+    "Batches",
+    "Layer",
+    "MenuQParams",
+    "Problem",
+    "Program",
+    "QuantSpec",
+    "QuantizedModel",
+    "Quantizer",
+    "Recipe",
+    "Rule",
+    "Sensitivity",
+    "SiteRule",
+    "Trial",
+    "allocation_bits",
+    "allocation_cost",
+    "budget_of",
+    "calibrate",
+    "evaluate",
+    "evaluate_population",
+    "find_layers",
+    "hypervolume",
+    "make_batches",
+    "make_problem",
+    "make_trainer",
+    "pareto_front",
+    "quantize_model",
+    "relative_bops",
+    "select",
+    "sensitivity",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'qresearch' has no attribute {name!r}")
+    module = importlib.import_module(f"qresearch.{_MODULE_OF[name]}")
+    value = getattr(module, name)
+    globals()[name] = value  # found once
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from qresearch.calibrate import MenuQParams, select_many
+from qresearch.calibration import MenuQParams, select_many
 from qresearch.data.dataset import Prepare
 from qresearch.errors import GraphError
 from qresearch.evaluation import Batches, Scores, evaluate

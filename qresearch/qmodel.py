@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from qresearch.errors import GraphError
@@ -52,11 +53,13 @@ class QuantizedModel:
 
         Under ``vmap`` over bits the model still runs once: only the calibration is repeated.
         """
+        self._check_rows(bits)
         _, recorded = self.graph(params, x).run(record, params, x)
         return {unit.layer.name: calibrate_unit(unit, recorded, bits[i]) for i, unit in enumerate(self.units)}
 
     def apply(self, params: Params, qparams: QParams, x: Any, bits: Bits, key: Array | None = None) -> Any:
         """fn(params, x) with every layer's weight and input fake-quantized. key: for stochastic methods only."""
+        self._check_rows(bits)
         states: dict[str, Any] = {}
         for i, unit in enumerate(self.units):
             state = {"qparams": qparams[unit.layer.name], "bits": bits[i]}
@@ -77,8 +80,8 @@ class QuantizedModel:
         def quantize_layer(call: Call) -> tuple[Array, None]:
             weight, x, unit = call.weight, call.input, units.get(call.site.base)
             if unit is not None:
-                weight = fake_quantize(unit.weight, "weight", weight, call)
-                x = fake_quantize(unit.input, "input", x, call)
+                weight = fake_quantize(unit, "weight", weight, call)
+                x = fake_quantize(unit, "input", x, call)
             return call.contract(weight, x), None
 
         return quantize_layer
@@ -105,12 +108,19 @@ class QuantizedModel:
         }
 
     def twin(self, fn: Function, params: Params, x: Any) -> QuantizedModel:
-        """The same layers and quantizers in another function of the same params, such as its training mode."""
-        graph = trace(fn, params, x)
-        missing = {use.name for unit in self.units for use in unit.uses} - {layer.name for layer in graph.layers}
-        if missing:
-            raise GraphError(f"the other function lacks the layers {sorted(missing)}; it must use the same kernels")
-        return QuantizedModel(fn, self.units, graph.unassigned, {_signature((params, x)): graph})
+        """The same layers and quantizers in another function of the same params, such as its training mode.
+
+        Memoized, like ``quantize_model``. GraphError if it lacks one of the layers or uses a kernel once more.
+        """
+        return _twin(self, fn, _Abstract((params, x)))
+
+    def _check_rows(self, bits: Bits) -> None:
+        # JAX clamps an index past the end: the last row would silently serve all layers that have none.
+        if np.shape(bits) != (len(self.units), 2):
+            raise GraphError(
+                f"bits must have shape [{len(self.units)}, 2], one (weight_bits, input_bits) per layer, got"
+                f" {list(np.shape(bits))}"
+            )
 
 
 def quantize_model(fn: Function, params: Params, x: Any, rules: Sequence[Rule] = (Rule(),)) -> QuantizedModel:
@@ -122,7 +132,7 @@ def quantize_model(fn: Function, params: Params, x: Any, rules: Sequence[Rule] =
     """
     rules, arguments = tuple(rules), _Abstract((params, x))
     graph = _trace_once(fn, arguments)
-    assigned = assign_rules(rules, graph.layers)
+    assigned = _assign(rules, graph)
     refuse([found for found in graph.unassigned if not stays_float(found.name, rules)])
     undecided = any(rule.input is not None and rule.input.signed is None for rule in assigned.values())
     negative = _negative_inputs(graph, params, x) if undecided else frozenset()
@@ -142,7 +152,8 @@ class _Abstract:
     """Shapes and dtypes of a pytree, hashable: what a trace depends on."""
 
     def __init__(self, tree: Any) -> None:
-        self.tree = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), tree)
+        avals = jax.tree.map(_aval, tree)
+        self.tree = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type), avals)
         self.signature = _signature(tree)
 
     def __hash__(self) -> int:
@@ -160,9 +171,30 @@ def _trace_once(fn: Function, arguments: _Abstract) -> Graph:
 @functools.lru_cache(maxsize=64)
 def _build(fn: Function, arguments: _Abstract, rules: tuple[Rule, ...], negative: frozenset[str]) -> QuantizedModel:
     graph = _trace_once(fn, arguments)
+    if not graph.layers and any(rule.quantizes for rule in rules):
+        why = "".join(f"; {found.name} ({found.source}): {found.reason}" for found in graph.unassigned[:1])
+        raise GraphError(f"the function has no layers: no contraction has a kernel from params{why}")
     signed = {layer.name: layer.name in negative for layer in graph.layers}
-    units = build_units(graph.layers, assign_rules(rules, graph.layers), signed)
+    units = build_units(graph.layers, _assign(rules, graph), signed)
     return QuantizedModel(fn, units, graph.unassigned, {arguments.signature: graph})
+
+
+@functools.lru_cache(maxsize=64)
+def _twin(model: QuantizedModel, fn: Function, arguments: _Abstract) -> QuantizedModel:
+    graph = trace(fn, *arguments.tree)
+    names, own = {layer.name for layer in graph.layers}, {use.name for unit in model.units for use in unit.uses}
+    if own - names:
+        raise GraphError(f"the other function lacks the layers {sorted(own - names)}; it must use the same kernels")
+    kernels = {unit.layer.parameter for unit in model.units}
+    known = {layer.name for other in model.graphs.values() for layer in other.layers}
+    more = sorted(layer.name for layer in graph.layers if layer.parameter in kernels and layer.name not in known)
+    if more:
+        raise GraphError(f"the other function also uses {more}, which would stay in float; it must use them as often")
+    return QuantizedModel(fn, model.units, graph.unassigned, {arguments.signature: graph})
+
+
+def _assign(rules: Sequence[Rule], graph: Graph) -> dict[str, Rule]:
+    return assign_rules(rules, graph.layers, [found.name for found in graph.unassigned if found.refused])
 
 
 def _negative_inputs(graph: Graph, params: Params, x: Any) -> frozenset[str]:
@@ -172,13 +204,25 @@ def _negative_inputs(graph: Graph, params: Params, x: Any) -> frozenset[str]:
             "signed=None needs a real calibration batch to look at: pass arrays, or set signed in the rule"
         )
 
+    lowest = _lowest(graph)(params, x)
+    return frozenset(name for name, values in lowest.items() if bool(jnp.min(values) < 0))
+
+
+@functools.lru_cache(maxsize=64)
+def _lowest(graph: Graph) -> Callable[[Params, Any], dict[str, Array]]:
+    """The smallest input of every layer, compiled once per graph."""
+
     def minimum(call: Call) -> tuple[Array, Array]:
         return call.contract(call.weight, call.input), jnp.min(call.input)
 
-    lowest = jax.jit(lambda params, x: graph.run(minimum, params, x)[1])(params, x)
-    return frozenset(name for name, values in lowest.items() if bool(jnp.min(values) < 0))
+    return jax.jit(lambda params, x: graph.run(minimum, params, x)[1])
 
 
 def _signature(tree: Any) -> Any:
     leaves, structure = jax.tree.flatten(tree)
-    return structure, tuple((jnp.shape(leaf), str(jnp.result_type(leaf))) for leaf in leaves)
+    return structure, tuple((a.shape, str(a.dtype), a.weak_type) for a in map(_aval, leaves))
+
+
+def _aval(leaf: Any) -> Any:
+    """Shape, dtype and weak type: ``jnp.asarray(2.0)`` is weak, so that as a parameter it does not promote bfloat16."""
+    return leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jax.typeof(leaf)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from qresearch.errors import GraphError, did_you_mean
 from qresearch.graph import Contraction, Layer
+from qresearch.numerics.fake_quant import MASKS
 from qresearch.numerics.granularity import PER_TENSOR, Granularity, per_channel, per_group
+from qresearch.numerics.ranges import RANGES
+from qresearch.numerics.rounding import ROUNDINGS
 from qresearch.quantizers import Quantizer, QuantSpec, make_quantizer
 
 Option = tuple[int, int]  # (weight_bits, input_bits); 0 prunes, 32 keeps float
 GRANULARITIES = ("per_tensor", "per_channel", "per_group")
+SHARED = ("one", "each")
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,12 @@ class SiteRule:
     mask: str | None = None
     rounding: str = "half_even"
 
+    def __post_init__(self) -> None:
+        _known("granularity", self.granularity, GRANULARITIES)
+        _known("range", self.range, (None, *RANGES))
+        _known("mask", self.mask, (None, *MASKS))
+        _known("rounding", self.rounding, (*ROUNDINGS, "stochastic"))
+
     def build(self, contraction: Contraction, operand: str, signed: bool) -> Quantizer:
         """The quantizer of this rule for the ``operand`` ("weight" or "input") of a contraction."""
         spec = QuantSpec(
@@ -54,11 +64,9 @@ class SiteRule:
             return PER_TENSOR
         if self.granularity == "per_channel":
             return per_channel(*(contraction.channel_axes if operand == "weight" else contracting))
-        if self.granularity == "per_group":
-            # A convolution lists its channel axis first and its window after it; a dot has channels only.
-            axis = contracting[0] if contraction.kind == "conv_general_dilated" else contracting[-1]
-            return per_group(axis, self.group_size or 0)
-        raise GraphError(f"unknown granularity '{self.granularity}'{did_you_mean(self.granularity, GRANULARITIES)}")
+        # A convolution lists its channel axis first and its window after it; a dot has channels only.
+        axis = contracting[0] if contraction.kind == "conv_general_dilated" else contracting[-1]
+        return per_group(axis, self.group_size or 0)
 
 
 @dataclass(frozen=True)
@@ -76,6 +84,13 @@ class Rule:
     menu: tuple[Option, ...] = ((2, 2), (3, 3), (4, 4), (6, 6), (8, 8))
     shared: str = "one"
 
+    def __post_init__(self) -> None:
+        _known("shared", self.shared, SHARED)
+        # Rules are keys of memoized functions, so a menu written as lists becomes tuples.
+        object.__setattr__(self, "menu", tuple((weight, input) for weight, input in self.menu))
+        if not self.menu:
+            raise GraphError(f"the menu of rule '{self.pattern}' is empty: give it at least one option, such as (8, 8)")
+
     @property
     def quantizes(self) -> bool:
         """Whether either operand is quantized."""
@@ -87,25 +102,32 @@ class Rule:
         return tuple(dict.fromkeys(pairs))
 
 
-def assign_rules(rules: Sequence[Rule], layers: Sequence[Layer]) -> dict[str, Rule]:
+def assign_rules(rules: Sequence[Rule], layers: Sequence[Layer], unreachable: Collection[str] = ()) -> dict[str, Rule]:
     """The first matching rule of every layer, by its name; layers that no rule matches, or that stay in float, are
     absent.
 
-    GraphError for a rule that matches no layer (a misspelt pattern would leave the model silently in float), or that
-    never applies because earlier rules took all its layers.
+    unreachable: names of kernels that cannot be quantized, which a rule may match to leave them in float. GraphError
+    for a rule that matches no layer (a misspelt pattern would leave the model silently in float), or that never
+    applies because earlier rules took all its layers.
     """
-    names = [layer.name for layer in layers]
+    names = [*(layer.name for layer in layers), *unreachable]
     first = {name: next((i for i, rule in enumerate(rules) if fnmatchcase(name, rule.pattern)), None) for name in names}
     for i, rule in enumerate(rules):
         matched = [name for name in names if fnmatchcase(name, rule.pattern)]
         if not matched and names:
-            close = did_you_mean(rule.pattern.strip("*/"), [*names, *(name.split("/")[0] for name in names)])
+            close = did_you_mean(rule.pattern.strip("*/"), {*names, *(name.split("/")[0] for name in names)})
             raise GraphError(f"rule pattern '{rule.pattern}' matches no layer{close}")
-        if i not in first.values() and rule.pattern != "*":
+        if names and i not in first.values() and rule.pattern != "*":
             raise GraphError(
                 f"rule pattern '{rule.pattern}' never applies: earlier rules match all its layers; put it first"
             )
-    return {name: rules[i] for name, i in first.items() if i is not None and rules[i].quantizes}
+    found = {layer.name: first[layer.name] for layer in layers}
+    return {name: rules[i] for name, i in found.items() if i is not None and rules[i].quantizes}
+
+
+def _known(what: str, value: str | None, known: tuple[str | None, ...]) -> None:
+    if value not in known:
+        raise GraphError(f"unknown {what} '{value}'{did_you_mean(str(value), map(str, known))}")
 
 
 def stays_float(name: str, rules: Sequence[Rule]) -> bool:

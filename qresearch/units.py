@@ -55,16 +55,30 @@ def calibrate_unit(unit: Unit, recorded: Mapping[str, Any], bits: Float[Array, "
     }
 
 
-def fake_quantize(quantizer: Quantizer | None, operand: str, x: Array, call: Call) -> Array:
+def fake_quantize(unit: Unit, operand: str, x: Array, call: Call) -> Array:
     """One operand of a call, fake-quantized with the state of its layer: qparams, bits [2] and perhaps a key."""
+    contraction = unit.layer.contraction
+    if operand == "weight":
+        quantizer, column, rank = unit.weight, 0, len(contraction.weight_shape)
+    else:
+        quantizer, column, rank = unit.input, 1, len(contraction.input_shape)
     if quantizer is None:
         return x
-    column = ("weight", "input").index(operand)
     key = call.state.get("key")
     if key is not None:  # one stream per operand, per use of a shared kernel and per scan iteration
         use = int(call.site.base.partition("#")[2] or 1)
         key = jax.random.fold_in(jax.random.fold_in(key, 2 * use + column), call.index)
-    return quantizer.apply(call.state["qparams"][operand], x, call.state["bits"][column], key=key)
+    view = _at_rank(x, rank)
+    return quantizer.apply(call.state["qparams"][operand], view, call.state["bits"][column], key=key).reshape(x.shape)
+
+
+def _at_rank(x: Array, rank: int) -> Array:
+    """x with leading axes added or merged: qparams have the rank of the first use, and another use may have fewer or
+    more batch axes.
+    """
+    if x.ndim <= rank:
+        return x.reshape((1,) * (rank - x.ndim) + x.shape)
+    return x.reshape(-1, *x.shape[x.ndim - rank + 1 :])
 
 
 def base_name(name: str) -> str:
@@ -82,9 +96,10 @@ def _unit_name(layer: Layer, rule: Rule) -> str:
 
 def _unit(uses: list[Layer], rule: Rule, negative: bool) -> Unit:
     contraction = uses[0].contraction
-    if any(use.contraction.weight_shape != contraction.weight_shape for use in uses):
+    if any((use.contraction.weight_shape, use.recipe) != (contraction.weight_shape, uses[0].recipe) for use in uses):
         raise GraphError(
-            f"the uses of {uses[0].name} differ in layout, so one scale cannot serve them: set shared='each'"
+            f"the uses of {uses[0].name} differ in layout or in what is done to it before, so one scale cannot serve"
+            " them: set shared='each'"
         )
     layer = replace(uses[0], macs=sum(use.macs for use in uses), calls=sum(use.calls for use in uses))
     weight = rule.weight.build(contraction, "weight", rule.weight.signed is not False) if rule.weight else None

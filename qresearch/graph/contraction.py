@@ -8,6 +8,7 @@ from typing import Any
 from qresearch.graph.layer import Contraction
 
 CONTRACTIONS = ("dot_general", "conv_general_dilated")
+RAGGED = "ragged_dot_general"  # a contraction that is counted, but not (yet) a layer
 
 
 def describe(equation: Any, weight_operand: int) -> Contraction:
@@ -38,9 +39,20 @@ def macs(equation: Any) -> int:
     if equation.primitive.name == "dot_general":
         (left, _), _ = equation.params["dimension_numbers"]
         return output * math.prod(equation.invars[0].aval.shape[axis] for axis in left)
+    if equation.primitive.name == RAGGED:
+        return _ragged_macs(equation)
     kernel = equation.invars[1].aval.shape
     out_features = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
     return output * math.prod(kernel) // out_features
+
+
+def _ragged_macs(equation: Any) -> int:
+    """Every element of the left operand meets each output column of the right one once, in the group it belongs to."""
+    numbers = equation.params["ragged_dot_dimension_numbers"]
+    (_, contracting), (_, batch) = numbers.dot_dimension_numbers
+    left, right = (atom.aval.shape for atom in equation.invars[:2])
+    elsewhere = {*contracting, *batch, *numbers.rhs_group_dimensions}
+    return math.prod(left) * math.prod(size for axis, size in enumerate(right) if axis not in elsewhere)
 
 
 def _dot_axes(equation: Any, weight_operand: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:

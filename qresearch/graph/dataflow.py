@@ -45,7 +45,7 @@ def merge(flows: Sequence[Flow]) -> Flow:
 
 @dataclass
 class Discovery:
-    """What a walk over a jaxpr collects. shapes: of all parameters, by path. examples: in the batch it was traced with."""
+    """What a walk over a jaxpr collects. shapes: of all parameters, by path. examples: of the traced batch."""
 
     shapes: dict[str, tuple[int, ...]]
     examples: int = 1
@@ -63,7 +63,6 @@ class Discovery:
         path = min(sizes, key=lambda p: (sizes[p] != elements, -sizes[p]))
         self.uses[path] = self.uses.get(path, 0) + 1
         return layer_name(path) + (f"#{self.uses[path]}" if self.uses[path] > 1 else ""), path
-
 
     def per_example(self, macs: int) -> int:
         """The macs of a batch as macs per example, rounded up."""

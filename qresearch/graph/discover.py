@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from jax.extend import core, source_info_util
 
 from qresearch.compat import is_literal, open_jaxpr, scan_counts
-from qresearch.graph.contraction import CONTRACTIONS, describe, macs
+from qresearch.graph.contraction import CONTRACTIONS, RAGGED, describe, macs
 from qresearch.graph.dataflow import CONSTANT, DATA, Discovery, Flow, Origin, layer_name, merge
 from qresearch.graph.layer import Unassigned
 from qresearch.graph.plan import Nested, Plan, Site
 
 REMAT = ("checkpoint", "remat", "remat2")
 JIT = ("jit", "pjit")
+ELEMENTWISE = ("optimization_barrier", "device_put")  # several values at once, each output from its own input
 # The inner jaxprs of these keep their own rule: a derivative, a choice, a loop of unknown length.
 OPAQUE = {
     "custom_jvp_call": "a custom_jvp function, whose rule would be lost",
@@ -56,8 +58,11 @@ def _analyse_equation(
 ) -> tuple[Site | Nested | None, list[Flow]]:
     name, merged = equation.primitive.name, merge(inputs)
     unknown: list[Flow] = [DATA] * len(equation.outvars)
+    if name in ELEMENTWISE:
+        return None, inputs
     if merged != DATA:  # a computation on parameters alone makes a kernel, whatever it holds
-        return None, [merged] * len(equation.outvars)
+        discovery.unassigned += _inside_kernel(equation, merged, discovery, math.prod(scans))
+        return None, [_after(equation, merged)] * len(equation.outvars)
     if name in CONTRACTIONS:
         return _site(equation, inputs, discovery, scans), unknown
     if name in JIT or name in REMAT:
@@ -66,15 +71,48 @@ def _analyse_equation(
     if name == "scan":
         plan = _scan_body(equation, inputs, discovery, scans)
         return (Nested("scan", plan, len(scans)) if plan.entries else None), unknown
+    if name == RAGGED:
+        discovery.unassigned.append(_ragged(equation, inputs, discovery, scans))
     _refuse(equation, inputs, discovery, scans)
     return None, unknown
+
+
+def _after(equation: Any, flow: Flow) -> Flow:
+    """The flow of what an equation makes of parameters alone: their recipe grows by it, unless it is but a cast."""
+    if not isinstance(flow, Origin) or equation.primitive.name == "convert_element_type":
+        return flow
+    literals = [str(atom) for atom in equation.invars if is_literal(atom)]
+    return replace(flow, recipe=hash((flow.recipe, equation.primitive.name, str(equation.params), *literals)))
+
+
+def _inside_kernel(equation: Any, flow: Flow, discovery: Discovery, executions: int) -> Iterator[Unassigned]:
+    """The contractions of an equation that sees no data, such as the product of LoRA's two factors."""
+    if equation.primitive.name in (*CONTRACTIONS, RAGGED):
+        source = "constants" if flow == CONSTANT else "parameters"
+        yield _unassigned(equation, f"it is computed from {source} alone, not from the input", discovery, executions)
+    executions *= equation.params["length"] if equation.primitive.name == "scan" else 1
+    for inner in core.jaxprs_in_params(equation.params):
+        for nested in open_jaxpr(inner)[0].eqns:
+            yield from _inside_kernel(nested, flow, discovery, executions)
+
+
+def _ragged(equation: Any, inputs: list[Flow], discovery: Discovery, scans: tuple[int, ...]) -> Unassigned:
+    found = _unassigned(equation, "it is a ragged dot, which is not supported", discovery, math.prod(scans))
+    kernels = [i for i, flow in enumerate(inputs[:2]) if isinstance(flow, Origin)]
+    if not kernels:
+        return found
+    origin = inputs[kernels[0]]
+    assert isinstance(origin, Origin)
+    name, _ = discovery.claim(origin, equation.invars[kernels[0]].aval.shape)
+    return replace(found, name=name, refused=True)
 
 
 def _site(equation: Any, inputs: list[Flow], discovery: Discovery, scans: tuple[int, ...]) -> Site | None:
     operand = next((i for i, flow in enumerate(inputs[:2]) if isinstance(flow, Origin)), None)
     is_image = equation.primitive.name == "conv_general_dilated" and operand == 0
     if operand is None or is_image:
-        discovery.unassigned.append(_unassigned(equation, _why_no_kernel(inputs, is_image)))
+        reason = _why_no_kernel(inputs, is_image)
+        discovery.unassigned.append(_unassigned(equation, reason, discovery, math.prod(scans)))
         return None
     origin = inputs[operand]
     assert isinstance(origin, Origin)
@@ -82,14 +120,14 @@ def _site(equation: Any, inputs: list[Flow], discovery: Discovery, scans: tuple[
     levels = tuple(sorted(origin.levels))
     iterations = tuple(scans[level] for level in levels)
     calls = math.prod(length for level, length in enumerate(scans) if level not in origin.levels)
-    return Site(base, path, describe(equation, operand), levels, iterations, calls)
+    return Site(base, path, describe(equation, operand), levels, iterations, calls, origin.recipe)
 
 
 def _why_no_kernel(inputs: list[Flow], is_image: bool) -> str:
     if is_image:
         return "the parameter is the image of the convolution, not its kernel"
     if all(flow == DATA for flow in inputs[:2]):
-        return "both operands depend on the input"
+        return "both operands depend on the input (or on what a loop carries, such as its counter)"
     return "one operand is a constant: if it is a kernel that the function closes over, pass it in params"
 
 
@@ -99,7 +137,7 @@ def _scan_body(equation: Any, inputs: list[Flow], discovery: Discovery, scans: t
     """
     consts, carries = scan_counts(equation.params)
     slices = [
-        Origin(flow.paths, flow.levels | {len(scans)}) if isinstance(flow, Origin) else flow
+        replace(flow, levels=flow.levels | {len(scans)}) if isinstance(flow, Origin) else flow
         for flow in inputs[consts + carries :]
     ]
     flows: list[Flow] = [*inputs[:consts], *[DATA] * carries, *slices]
@@ -111,12 +149,12 @@ def _refuse(equation: Any, inputs: list[Flow], discovery: Discovery, scans: tupl
     name = equation.primitive.name
     where = OPAQUE.get(name, f"the higher-order primitive '{name}', which the interpreter does not know")
     for inner, flows in _opaque_jaxprs(equation, inputs):
-        found = Discovery(discovery.shapes, uses=dict(discovery.uses))
+        found = Discovery(discovery.shapes, discovery.examples, uses=dict(discovery.uses))
         plan, _ = analyse(inner, flows, found, scans)
-        discovery.unassigned += [
-            Unassigned(site.base, f"it is inside {where}", site.contraction.macs, _source(equation), refused=True)
-            for site in plan.sites()
-        ]
+        for site in plan.sites():
+            count = discovery.per_example(site.contraction.macs * site.calls * math.prod(site.iterations))
+            reason = f"it is inside {where}"
+            discovery.unassigned.append(Unassigned(site.base, reason, count, _source(equation), refused=True))
         # Nobody says which of an unknown primitive's operands are parameters, so any contraction in it may be a layer.
         discovery.unassigned += found.unassigned if name in OPAQUE else [_refused(u, where) for u in found.unassigned]
 
@@ -129,6 +167,7 @@ def _opaque_jaxprs(equation: Any, inputs: list[Flow]) -> Iterator[tuple[Any, lis
     elif equation.primitive.name == "while":
         consts, carries = inputs[params["cond_nconsts"] :], len(open_jaxpr(params["body_jaxpr"])[0].outvars)
         yield params["body_jaxpr"], [*consts[: params["body_nconsts"]], *[DATA] * carries]
+        yield params["cond_jaxpr"], [*inputs[: params["cond_nconsts"]], *[DATA] * carries]
     else:
         for inner in core.jaxprs_in_params(params):
             arity = len(open_jaxpr(inner)[0].invars)
@@ -139,8 +178,9 @@ def _refused(found: Unassigned, where: str) -> Unassigned:
     return Unassigned(found.name, f"it is inside {where}", found.macs, found.source, refused=True)
 
 
-def _unassigned(equation: Any, reason: str) -> Unassigned:
-    return Unassigned(equation.primitive.name, reason, macs(equation), _source(equation))
+def _unassigned(equation: Any, reason: str, discovery: Discovery, executions: int) -> Unassigned:
+    count = discovery.per_example(macs(equation) * executions)
+    return Unassigned(equation.primitive.name, reason, count, _source(equation))
 
 
 def _source(equation: Any) -> str:

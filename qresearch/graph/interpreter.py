@@ -7,6 +7,7 @@ site that stands for several iterations has state stacked along one leading axis
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -80,6 +81,9 @@ def _run_layer(
     return handler(Call(site, contract, inputs[kernel], inputs[1 - kernel], state, index))
 
 
+# The model's own jit is kept: run op by op, its last bits would differ. Under a trace it is inlined (``inline``). The
+# static arguments are hashed by identity, so that eager calls compile once per handler; a scan would compile anew else.
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), inline=True)
 def _run_jit(
     nested: Nested, equation: Any, handler: Handler, states: States, inputs: list[Any], index: Any
 ) -> tuple[list[Any], States]:
@@ -98,6 +102,7 @@ def _run_remat(
     return jax.checkpoint(body, policy=policy, prevent_cse=prevent_cse)(states, inputs, index)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), inline=True)
 def _run_scan(
     nested: Nested, equation: Any, handler: Handler, states: States, inputs: list[Any], index: Any
 ) -> tuple[list[Any], States]:

@@ -95,7 +95,7 @@ def _layers_of(site: Site, discovery: Discovery) -> list[Layer]:
 
 def _examples(x: Any) -> int:
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(x)]
-    return shapes[0][0] if shapes and shapes[0] else 1
+    return max(next((shape[0] for shape in shapes if shape), 1), 1)
 
 
 def _paths(params: Any) -> list[str]:

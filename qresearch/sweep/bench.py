@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from qresearch.allocation import ALLOCATORS, check_budgets
-from qresearch.calibrate import MenuQParams, calibrate, menu_widths
+from qresearch.calibration import MenuQParams, calibrate, menu_widths
 from qresearch.config import AllocationConfig, RunConfig
 from qresearch.evaluation import Batches, make_batches
 from qresearch.models import Variables
 from qresearch.qmodel import QuantizedModel, quantize_model, sketch_model
 from qresearch.results.atomic import write_json
-from qresearch.sensitivity import Sensitivity, allocation_bits, budget_of, make_problem, sensitivity
+from qresearch.sensitivities import Sensitivity, allocation_bits, budget_of, make_problem, sensitivity
 from qresearch.sweep.assemble import Setup, recipe_of, rules_of, setup_of, shapes_of
 from qresearch.sweep.progress import Reporter
 from qresearch.training import Program, Trainer, make_trainer

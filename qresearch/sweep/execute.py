@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from qresearch.calibrate import MenuQParams, select_many
+from qresearch.calibration import MenuQParams, select_many
 from qresearch.checkpoint import save_checkpoint
 from qresearch.config import RunConfig, config_hash
 from qresearch.errors import BudgetError

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from qresearch.allocation.problem import Problem
-from qresearch.calibrate import MenuQParams
+from qresearch.calibration import MenuQParams
 from qresearch.cost import COSTS
 from qresearch.data.dataset import Prepare
 from qresearch.evaluation import Batches
