@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import Any
 
 from qresearch.errors import GraphError, did_you_mean
 from qresearch.graph import Contraction, Layer
@@ -26,7 +27,7 @@ class SiteRule:
     quantizer: name in ``QUANTIZERS``. granularity: per_tensor; per_channel (output channels of a kernel, contracted
     channels of an input); per_group (``group_size`` consecutive elements along the contracted channels).
     signed: None decides from calibration data for an input (negative values seen?) and is True for a kernel.
-    range, mask, symmetric, narrow, rounding: see ``QuantSpec``.
+    range, mask, symmetric, narrow, rounding: see ``QuantSpec``. options: the method's own, as (name, value) pairs.
     """
 
     quantizer: str = "minmax"
@@ -38,6 +39,7 @@ class SiteRule:
     range: str | None = "mse"
     mask: str | None = None
     rounding: str = "half_even"
+    options: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         _known("granularity", self.granularity, GRANULARITIES)
@@ -56,7 +58,7 @@ class SiteRule:
             mask=self.mask,
             rounding=self.rounding,
         )
-        return make_quantizer(self.quantizer, spec)
+        return make_quantizer(self.quantizer, spec, **dict(self.options))
 
     def _granularity(self, contraction: Contraction, operand: str) -> Granularity:
         contracting = contraction.weight_contracting if operand == "weight" else contraction.input_contracting

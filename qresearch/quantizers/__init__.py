@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 from qresearch.errors import GraphError, did_you_mean
 from qresearch.quantizers.base import Factory, Quantizer, QuantSpec, on_view
 from qresearch.quantizers.lsq import lsq
@@ -13,11 +16,20 @@ QUANTIZERS: dict[str, Factory] = {
 }
 
 
-def make_quantizer(name: str, spec: QuantSpec) -> Quantizer:
-    """The method ``name`` for a site of this specification. GraphError for an unknown name or an impossible spec."""
+def make_quantizer(name: str, spec: QuantSpec, **options: Any) -> Quantizer:
+    """The method ``name`` for a site of this specification, with the method's own options.
+
+    GraphError for an unknown name or option, or a spec that the method does not define.
+    """
     if name not in QUANTIZERS:
         raise GraphError(f"unknown quantizer '{name}'{did_you_mean(name, QUANTIZERS)}")
-    return on_view(spec.granularity, QUANTIZERS[name](spec))
+    factory = QUANTIZERS[name]
+    known = list(inspect.signature(factory).parameters)[1:]
+    for option in options:
+        if option not in known:
+            close = did_you_mean(option, known) if known else "; it has none"
+            raise GraphError(f"quantizer '{name}' has no option '{option}'{close}")
+    return on_view(spec.granularity, factory(spec, **options))
 
 
 __all__ = ["QUANTIZERS", "QuantSpec", "Quantizer", "make_quantizer"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -61,19 +62,34 @@ class EncodeFn(Protocol):
     def __call__(self, qparams: QParams, x: Float[Array, "..."], bits: Bits) -> Codes: ...
 
 
+# What a method may declare about itself where it departs from the rule; the conformance suite tests each declaration.
+TRAITS = {
+    "no_zero_level": "its grid has no zero: x = 0 is not kept",
+    "fixed_width": "its number of levels does not follow bits (binary, ternary, float formats)",
+    "not_idempotent": "quantizing twice differs from quantizing once (it transforms or normalises x first)",
+    "rescales": "the output approximates a transformed x, not x itself",
+    "needs_key": "its training forward draws noise; without a key it rounds",
+    "calibrates_in_apply": "its grid follows the tensor that it is given, so qparams hold no range",
+    "passes_gradient": "its estimator gives x a gradient outside the grid too",
+}
+
+
 class Quantizer(NamedTuple):
-    """A quantization method for one site. ``learnable`` names the fields of its qparams that training updates."""
+    """A quantization method for one site.
+
+    learnable: the fields of its qparams that training updates. traits: its declared departures, keys of ``TRAITS``.
+    """
 
     init: InitFn
     apply: ApplyFn
     encode: EncodeFn
     learnable: tuple[str, ...] = ()
+    traits: frozenset[str] = frozenset()
 
 
-class Factory(Protocol):
-    """``factory(spec) -> Quantizer``; refuses a spec it has no mathematics for with ``UnsupportedSpecError``."""
-
-    def __call__(self, spec: QuantSpec) -> Quantizer: ...
+# ``factory(spec, **options) -> Quantizer``; options are the method's own static hyperparameters, keywords with defaults.
+# A factory refuses a spec that it has no mathematics for with ``UnsupportedSpecError``.
+Factory = Callable[..., Quantizer]
 
 
 class UnsupportedSpecError(GraphError):
@@ -98,4 +114,4 @@ def on_view(granularity: Granularity, quantizer: Quantizer) -> Quantizer:
     def encode(qparams: QParams, x: Array, bits: Bits) -> Codes:
         return quantizer.encode(qparams, granularity.view(x), bits)
 
-    return quantizer if granularity.group is None else Quantizer(init, apply, encode, quantizer.learnable)
+    return quantizer if granularity.group is None else quantizer._replace(init=init, apply=apply, encode=encode)

@@ -20,7 +20,7 @@ class LSQ(NamedTuple):
     scale: Float[Array, "..."]
 
 
-def lsq(spec: QuantSpec) -> Quantizer:
+def lsq(spec: QuantSpec, /) -> Quantizer:
     """Learned Step Size Quantization: x̂ = s round(clip(x / s, qmin, qmax)), s learned.
 
     ∂x̂/∂s = qmin below, qmax above, round(x/s) - x/s inside, times 1 / sqrt(N qmax), N the elements that share a step

@@ -20,7 +20,7 @@ class MinMax(NamedTuple):
     high: Float[Array, "..."]
 
 
-def minmax(spec: QuantSpec) -> Quantizer:
+def minmax(spec: QuantSpec, /) -> Quantizer:
     """Affine or symmetric integer quantization of a calibrated range (``spec.range``, min-max by default).
 
     x̂ = s (clip(round(x / s) + z, qmin, qmax) - z), with s and z from the range and the bits by ``scale_from_range``.
