@@ -39,8 +39,8 @@ def dotted(path: KeyPath) -> str:
 
 
 def config_error(source: str, problems: Iterable[Problem]) -> ConfigError:
-    """The error that lists every problem once, in the order of the file, those of the command line last."""
-    ordered = sorted(dict.fromkeys(problems), key=_order)
+    """The error that lists every problem in the order of the file, those of the command line last."""
+    ordered = sorted(problems, key=_order)
     lines = [_line(source, problem) for problem in ordered[:MAX_SHOWN]]
     if len(ordered) > MAX_SHOWN:
         lines.append(f"{_printable(source)}  and {len(ordered) - MAX_SHOWN} more problems")
