@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from qresearch.config.explain import Explanation, explain
 from qresearch.config.names import KnownNames, require_keys, unknown_names
 from qresearch.config.problems import COMMAND_LINE, MAX_SHOWN, KeyPath, Problem, config_error, shown
-from qresearch.config.schema import RunConfig
+from qresearch.config.schema import AllocationConfig, RunConfig, TrainConfig
 from qresearch.config.sweep_grid import Point, Setting, put, split_key, sweep_axes
 from qresearch.config.yaml_loader import Document, parse_yaml, read_document
 
@@ -90,9 +90,17 @@ def _run(sweep: SweepConfig, settings: Point, known: KnownNames | None) -> tuple
         values = put(values, setting.path, setting.value)
     names = list(unknown_names(values, known or {}))
     try:
-        return RunConfig.model_validate(values), names
+        return _without_unused(RunConfig.model_validate(values)), names
     except ValidationError as error:
         return None, [*explain(error, RunConfig), *names]
+
+
+def _without_unused(run: RunConfig) -> RunConfig:
+    """The run with defaults for what its flow ignores, so that a grid of flows and bits has one float run, not many."""
+    unused: dict[str, Any] = {} if run.flow == "qat" else {"qat": TrainConfig()}
+    if run.flow == "float":
+        unused["allocation"] = AllocationConfig()
+    return run.model_copy(update=unused)
 
 
 def _problems(sweep: SweepConfig, settings: Point, explanations: Iterable[Explanation]) -> Iterator[Problem]:

@@ -50,6 +50,11 @@ def _no_dots(name: str) -> str:
     return name
 
 
+def _pairs(options: Any) -> Any:
+    listed = options.items() if isinstance(options, Mapping) else options
+    return tuple(sorted(tuple(pair) for pair in listed)) if isinstance(options, Mapping | list | tuple) else options
+
+
 def _menu(menu: tuple[Any, ...]) -> tuple[Any, ...]:
     if menu and len(set(menu)) == len(menu):
         return menu
@@ -86,6 +91,12 @@ Option = Annotated[
     tuple[Bits, Bits], _AS_TUPLE, expect("a pair [weight_bits, input_bits] of whole numbers from 0 to 32")
 ]
 Menu = Annotated[tuple[Option, ...], AfterValidator(_menu), _AS_TUPLE]
+# The method's own options, a mapping in YAML; sorted pairs, because a config is hashed.
+Options = Annotated[
+    tuple[tuple[str, bool | int | float | str], ...],
+    BeforeValidator(lambda value: _pairs(value)),
+    expect("a mapping from option names to numbers, texts, true or false"),
+]
 Flow = Literal["float", "ptq", "qat"]
 Granularity = Literal["per_tensor", "per_channel", "per_group"]
 
@@ -125,7 +136,9 @@ class TrainConfig(Section):
 
 
 class SiteConfig(Section):
-    """How one kind of site is quantized. ``signed`` None: decided from calibration data."""
+    """How one kind of site is quantized. ``signed`` None: decided from calibration data. ``options``: the method's
+    own.
+    """
 
     quantizer: Name = "minmax"
     granularity: Granularity = "per_tensor"
@@ -134,6 +147,9 @@ class SiteConfig(Section):
     symmetric: bool = True
     range: Name = "mse"
     mask: Literal["rounded", "unrounded", "none"] | None = None
+    narrow: bool = False
+    rounding: Literal["half_even", "floor", "ceil", "toward_zero", "stochastic"] = "half_even"
+    options: Options = ()
 
     @model_validator(mode="after")
     def _group_size_with_groups(self) -> SiteConfig:
@@ -168,6 +184,7 @@ class RuleConfig(Section):
     weight: RuleWeight = "default"
     input: RuleInput = "default"
     menu: Menu | None = None
+    shared: Literal["one", "each"] = "one"
 
 
 class QuantizeConfig(Section):

@@ -87,8 +87,8 @@ class Quantizer(NamedTuple):
     traits: frozenset[str] = frozenset()
 
 
-# ``factory(spec, **options) -> Quantizer``; options are the method's own static hyperparameters, keywords with defaults.
-# A factory refuses a spec that it has no mathematics for with ``UnsupportedSpecError``.
+# ``factory(spec, **options) -> Quantizer``; options are the method's own static hyperparameters, keywords with
+# defaults. A factory refuses a spec that it has no mathematics for with ``UnsupportedSpecError``.
 Factory = Callable[..., Quantizer]
 
 

@@ -82,6 +82,7 @@ def rules_of(quantize: QuantizeConfig) -> tuple[Rule, ...]:
             weight=site(rule.weight, quantize.weight),
             input=site(rule.input, quantize.input),
             menu=rule.menu or quantize.menu,
+            shared=rule.shared,
         )
         for rule in quantize.rules
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qresearch.allocation import ALLOCATORS, check_budgets
+from qresearch.allocation import ALLOCATORS
 from qresearch.calibration import MenuQParams, calibrate, menu_widths
-from qresearch.config import AllocationConfig, RunConfig
+from qresearch.config import RunConfig
+from qresearch.cost import COSTS
+from qresearch.errors import BudgetError, GraphError
 from qresearch.evaluation import Batches, make_batches
 from qresearch.models import Variables
 from qresearch.qmodel import QuantizedModel, quantize_model, sketch_model
 from qresearch.results.atomic import write_json
 from qresearch.sensitivities import Sensitivity, allocation_bits, budget_of, make_problem, sensitivity
-from qresearch.sweep.assemble import Setup, recipe_of, rules_of, setup_of, shapes_of
+from qresearch.sweep.assemble import Setup, load_weights, recipe_of, rules_of, setup_of, shapes_of
 from qresearch.sweep.progress import Reporter
-from qresearch.training import Program, Trainer, make_trainer
+from qresearch.training import Program, Trainer, check_recipe, make_trainer
 
 
 @dataclasses.dataclass(eq=False)
@@ -63,16 +66,23 @@ class Bench:
         """The layers and menus, found without weights or data: enough to check rules and budgets."""
         return sketch_model(self.setup.model.apply, *shapes_of(self.setup), rules_of(self.config.quantize))
 
-    def model(self, variables: Variables) -> QuantizedModel:
-        """The quantized model. The first float model's inputs decide which are signed, and with that the programs."""
-        if not hasattr(self, "_model"):
+    def model(self, key: str, variables: Variables) -> QuantizedModel:
+        """The quantized model of the float model ``key``, whose inputs decide which are signed.
+
+        Where they agree on that, float models share one object, and with it the compiled programs.
+        """
+        if key not in self._models:
             rules = rules_of(self.config.quantize)
-            self._model = quantize_model(self.setup.model.apply, variables, self.calibration_inputs, rules)
-        return self._model
+            self._models[key] = quantize_model(self.setup.model.apply, variables, self.calibration_inputs, rules)
+        return self._models[key]
+
+    @functools.cached_property
+    def _models(self) -> dict[str, QuantizedModel]:
+        return {}
 
     def calibrated(self, key: str, variables: Variables, widths: Sequence[int]) -> MenuQParams:
         """The qparams of the float model ``key`` at all widths of the menus and these."""
-        model = self.model(variables)
+        model = self.model(key, variables)
         wanted = tuple(sorted({*widths, *menu_widths(model)}))
         if key not in self._tables:
             self._tables[key] = calibrate(model, variables, self.calibration_inputs, wanted)
@@ -86,7 +96,7 @@ class Bench:
         """The sensitivity table of the float model ``key`` on validation examples; stored as
         ``sensitivity/<key>.json``.
         """
-        model, size = self.model(variables), self.config.evaluate.batch_size
+        model, size = self.model(key, variables), self.config.evaluate.batch_size
         batches = make_batches(self.setup.data.validation, size, self.config.sensitivity.examples)
         evaluations = sum(len(menu) for menu in model.menus) + 1
         with self.reporter.phase("sensitivity (layer, option)", evaluations) as advance:
@@ -97,35 +107,59 @@ class Bench:
         write_json(path, _as_json(table, [layer.name for layer in model.layers]))
         return table
 
-    def allocate(self, key: int, table: Sensitivity, allocator: str, cost: str, budgets: Sequence[float]) -> np.ndarray:
-        """Bits [budget, layer, 2] that the allocator chooses within each budget, given in the cost's unit."""
-        problem = make_problem(self._model, table, (cost,))
-        limits = np.asarray([budget_of(self._model, cost, budget) for budget in budgets])
-        allocations, _ = ALLOCATORS[allocator](jax.random.key(key), problem, limits)
-        return np.stack([allocation_bits(table, allocation) for allocation in allocations])
+    def allocate(self, config: RunConfig, table: Sensitivity) -> np.ndarray:
+        """Bits [layer, 2] that the trial's allocator chooses within its budget.
 
-    def check_budgets(self, allocations: Sequence[AllocationConfig]) -> None:
-        """BudgetError for a budget that not even the cheapest options meet, before anything is trained."""
-        model = self.sketch
+        One budget a call: an allocator may let budgets share what it finds, and a trial's result must not depend on
+        which others are still to be run.
+        """
+        chosen, cost = config.allocation, config.allocation.cost
+        limit = budget_of(self.sketch, cost, chosen.budget or 0.0)
+        problem = make_problem(self.sketch, table, (cost,))
+        allocations, _ = ALLOCATORS[chosen.allocator](jax.random.key(config.seed), problem, np.asarray([limit]))
+        return allocation_bits(table, allocations[0])
+
+    def check(self, configs: Sequence[RunConfig]) -> None:
+        """Refuses what these trials could not do, before anything is trained: files, recipes, rules and budgets."""
+        if self.config.model.weights:
+            load_weights(self.config, self.setup)
+        else:
+            check_recipe(recipe_of(self.config.float_training), self.setup.data, "float")
+        for config in configs:
+            if config.flow == "qat":
+                check_recipe(recipe_of(config.qat), self.setup.data, "qat")
+            if config.flow != "float":
+                self._check_allocation(config)
+
+    def _check_allocation(self, config: RunConfig) -> None:
+        """BudgetError for a budget that not even the cheapest options meet, in the unit that the user gave it in."""
+        model, allocation = self.sketch, config.allocation
+        if not model.layers:
+            raise GraphError(f"flow {config.flow}: the rules leave every layer in float; use flow float")
+        if allocation.budget is None:
+            return
         options = tuple(sorted({option for menu in model.menus for option in menu}))
         allowed = np.asarray([[0.0 if option in menu else np.inf for option in options] for menu in model.menus])
-        table = Sensitivity(allowed, allowed, options, 0.0)
-        for allocation in allocations:
-            if allocation.budget is not None:
-                problem = make_problem(model, table, (allocation.cost,))
-                limit = budget_of(model, allocation.cost, allocation.budget)
-                check_budgets(problem, np.asarray([limit]))
+        problem = make_problem(model, Sensitivity(allowed, allowed, options, 0.0), (allocation.cost,))
+        cheapest = np.where(problem.allowed, problem.costs[0], np.inf).min(axis=1).sum()
+        if budget_of(model, allocation.cost, allocation.budget) < cheapest:
+            elements, macs = [layer.size for layer in model.layers], [layer.macs for layer in model.layers]
+            cost = COSTS[allocation.cost]
+            least = _rounded_up(float(cheapest / cost.total(elements, macs)))
+            raise BudgetError(
+                f"allocation.budget: {allocation.budget:g} {cost.unit} ({allocation.cost}) is below the cheapest"
+                f" allocation of the menus; give at least {least:g}"
+            )
 
-    def trainer(self, variables: Variables, config: RunConfig) -> Trainer:
+    def trainer(self, key: str, variables: Variables, config: RunConfig) -> Trainer:
         """The QAT trainer for a recipe; the same one for equal recipes, so that its step compiles once."""
-        recipe = recipe_of(config.qat)
-        if recipe not in self._trainers:
-            model, data = self.model(variables), self.setup.data
+        recipe, model, data = recipe_of(config.qat), self.model(key, variables), self.setup.data
+        if (recipe, model) not in self._trainers:
             x = (self.calibration_inputs[: recipe.batch_size], jax.random.key(0))
             twin = model.twin(self.setup.model.apply_train, variables, x)
             program = qat_program(model, twin)
-            self._trainers[recipe] = make_trainer(program, self.setup.task, recipe, data, self.validation)
-        return self._trainers[recipe]
+            self._trainers[recipe, model] = make_trainer(program, self.setup.task, recipe, data, self.validation)
+        return self._trainers[recipe, model]
 
     @functools.cached_property
     def _trainers(self) -> dict[Any, Trainer]:
@@ -143,6 +177,12 @@ def qat_program(model: QuantizedModel, twin: QuantizedModel) -> Program:
         return model.apply(own[0], own[1], x, own[2])
 
     return Program(train, forward, model.learnable)
+
+
+def _rounded_up(value: float) -> float:
+    """The next number of four digits: one that a user can type, and that is enough."""
+    unit = 10.0 ** (math.floor(math.log10(value)) - 3) if value > 0 else 1.0
+    return math.ceil(value / unit - 1e-9) * unit
 
 
 def _as_json(table: Sensitivity, layers: list[str]) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from qresearch.config import RunConfig, config_hash
 from qresearch.errors import BudgetError
 from qresearch.evaluation import Scores, default_chunk, evaluate
 from qresearch.models import Variables
-from qresearch.sweep.assemble import recipe_of
+from qresearch.qmodel import QuantizedModel
+from qresearch.rules import Option
 from qresearch.sweep.bench import Bench
 from qresearch.sweep.floats import FloatModel, float_key
 from qresearch.sweep.outcome import Outcome, means
@@ -33,7 +34,7 @@ def run_bench(bench: Bench, configs: Sequence[RunConfig], floats: dict[str, Floa
     by_float: dict[str, list[RunConfig]] = {}
     for config in configs:
         by_float.setdefault(float_key(config), []).append(config)
-    qat: list[tuple[RunConfig, Trial]] = []
+    qat: dict[Trainer, list[tuple[RunConfig, Trial]]] = {}
     for key, members in by_float.items():
         variables = floats[key].variables
         if variables is None:
@@ -44,38 +45,44 @@ def run_bench(bench: Bench, configs: Sequence[RunConfig], floats: dict[str, Floa
         yield from failures
         table = bench.calibrated(key, variables, _widths(bits))
         evaluated = [config for config in members if config in bits and config.flow != "qat"]
-        yield from _evaluate(bench, variables, table, evaluated, bits, floats[key])
-        trained = [config for config in members if config in bits and config.flow == "qat"]
-        qat += [(config, _trial(config, variables, table, bits[config])) for config in trained]
-    yield from _train(bench, qat)
+        yield from _evaluate(bench, bench.model(key, variables), table, evaluated, bits, floats[key])
+        for config in members:
+            if config in bits and config.flow == "qat":
+                trial = _trial(config, variables, table, bits[config])
+                qat.setdefault(bench.trainer(key, variables, config), []).append((config, trial))
+    for trainer, trials in qat.items():
+        yield from _train(bench, trainer, trials)
 
 
 def _choose_bits(
     bench: Bench, key: str, variables: Variables, configs: Sequence[RunConfig]
 ) -> tuple[dict[RunConfig, np.ndarray], list[Outcome]]:
-    """The bits [layer, 2] of every trial; one call of an allocator serves all budgets that differ in nothing else."""
-    model, bits, failures = bench.model(variables), {}, []
-    budgeted: dict[tuple[str, str, int], list[RunConfig]] = {}
+    """The bits [layer, 2] of every trial: its own, float, or what its allocator chooses within its budget."""
+    model = bench.model(key, variables)
+    in_float, budgeted = np.full((len(model.layers), 2), FLOAT_BITS, np.float32), []
+    bits, failures = {}, []
     for config in configs:
-        allocation = config.allocation
         if config.flow == "float":
-            bits[config] = np.full((len(model.layers), 2), FLOAT_BITS, np.float32)
-        elif allocation.bits is not None:
-            rows = [menu[0] if len(menu) == 1 else allocation.bits for menu in model.menus]
-            bits[config] = np.asarray(rows, np.float32)
+            bits[config] = in_float
+        elif config.allocation.bits is not None:
+            bits[config] = uniform_bits(model, config.allocation.bits)
         else:
-            budgeted.setdefault((allocation.allocator, allocation.cost, config.seed), []).append(config)
+            budgeted.append(config)
     if budgeted:
         table = bench.sensitivity(key, variables, bench.calibrated(key, variables, _widths(bits)))
-    for (allocator, cost, seed), group in budgeted.items():
-        budgets = [float(config.allocation.budget or 0.0) for config in group]
+    for config in budgeted:
         try:
-            chosen = bench.allocate(seed, table, allocator, cost, budgets)
-            bits |= dict(zip(group, chosen))
+            bits[config] = bench.allocate(config, table)
         except BudgetError as error:
-            nothing = np.full((len(model.layers), 2), FLOAT_BITS, np.float32)
-            failures += [Outcome(config, nothing, 0.0, failure=str(error)) for config in group]
+            failures.append(Outcome(config, in_float, 0.0, failure=str(error)))
     return bits, failures
+
+
+def uniform_bits(model: QuantizedModel, bits: Option) -> np.ndarray:
+    """One option for all layers [layer, 2]; pinned layers keep theirs, operands without a quantizer are float."""
+    rows = [menu[0] if len(menu) == 1 else bits for menu in model.menus]
+    quantized = [(unit.weight is not None, unit.input is not None) for unit in model.units]
+    return np.where(quantized, np.asarray(rows, np.float32), np.float32(FLOAT_BITS))
 
 
 def _widths(bits: dict[RunConfig, np.ndarray]) -> tuple[int, ...]:
@@ -84,7 +91,7 @@ def _widths(bits: dict[RunConfig, np.ndarray]) -> tuple[int, ...]:
 
 def _evaluate(
     bench: Bench,
-    variables: Variables,
+    model: QuantizedModel,
     table: MenuQParams,
     configs: Sequence[RunConfig],
     bits: dict[RunConfig, np.ndarray],
@@ -99,7 +106,8 @@ def _evaluate(
             started, part = time.monotonic(), configs[start : start + chunk]
             chosen = np.stack([bits[config] for config in part])
             own = (select_many(table, chosen), chosen)
-            test, validation = (_scores(bench, variables, own, split) for split in (bench.test, bench.validation))
+            splits = (bench.test, bench.validation)
+            test, validation = (_scores(bench, model, float_model.variables, own, split) for split in splits)
             seconds = (time.monotonic() - started) / len(part)
             for i, config in enumerate(part):
                 extra = {"best_epoch": float_model.best_epoch} if config.flow == "float" else {}
@@ -107,8 +115,8 @@ def _evaluate(
             advance(start + len(part))
 
 
-def _scores(bench: Bench, variables: Variables, own: Any, batches: Any) -> Scores:
-    model, setup = bench.model(variables), bench.setup
+def _scores(bench: Bench, model: QuantizedModel, variables: Any, own: Any, batches: Any) -> Scores:
+    setup = bench.setup
     return evaluate(model.forward, setup.task, setup.data.prepare, variables, own, batches)
 
 
@@ -121,22 +129,15 @@ def _trial(config: RunConfig, variables: Variables, table: MenuQParams, bits: np
     return Trial(variables, qparams, bits, config.qat.learning_rate, config.seed)
 
 
-def _train(bench: Bench, trials: Sequence[tuple[RunConfig, Trial]]) -> Iterator[Outcome]:
-    """QAT trials, from the float weights and calibrated qparams; those of one recipe are one population."""
-    groups: dict[Any, list[tuple[RunConfig, Trial]]] = {}
-    for config, trial in trials:
-        groups.setdefault(recipe_of(config.qat), []).append((config, trial))
-    for recipe, group in groups.items():
-        trainer = bench.trainer(group[0][1].variables, group[0][0])
-        with bench.reporter.phase("QAT (epochs)", len(group) * recipe.epochs) as advance:
-            outcomes = trainer.train(
-                [trial for _, trial in group],
-                on_epoch=epochs_done(advance, recipe.epochs),
-            )
+def _train(bench: Bench, trainer: Trainer, trials: Sequence[tuple[RunConfig, Trial]]) -> Iterator[Outcome]:
+    """QAT trials, from the float weights and calibrated qparams; those of one trainer are one population."""
+    epochs = trainer.recipe.epochs
+    with bench.reporter.phase("QAT (epochs)", len(trials) * epochs) as advance:
+        outcomes = trainer.train([trial for _, trial in trials], on_epoch=epochs_done(advance, epochs))
+        started = time.monotonic()
+        for (config, trial), trained in zip(trials, outcomes):
+            yield _trained(bench, trainer, config, trial, trained, started)
             started = time.monotonic()
-            for (config, trial), trained in zip(group, outcomes):
-                yield _trained(bench, trainer, config, trial, trained, started)
-                started = time.monotonic()
 
 
 def _trained(

@@ -18,6 +18,7 @@ from qresearch.data import Dataset
 from qresearch.errors import DataError
 from qresearch.evaluation import make_batches
 from qresearch.models import Model, Variables
+from qresearch.results.atomic import write_json
 from qresearch.sweep.assemble import Setup, load_weights, recipe_of, setup_of, shapes_of
 from qresearch.sweep.progress import Reporter, epochs_done
 from qresearch.tasks import Task
@@ -70,8 +71,9 @@ def _stored(config: RunConfig, path: Path, reporter: Reporter) -> FloatModel | N
         return None
     try:
         content = json.loads(facts.read_text())
-        return FloatModel(load_checkpoint(path, shapes_of(setup)[0]), content["history"], content["best_epoch"])
-    except (DataError, ValueError, KeyError) as error:
+        history, best_epoch = list(content["history"]), int(content["best_epoch"])
+        return FloatModel(load_checkpoint(path, shapes_of(setup)[0]), history, best_epoch)
+    except (DataError, ValueError, KeyError, TypeError) as error:
         reporter.line(f"float model of seed {config.seed} is trained again: {error}")
         return None
 
@@ -95,7 +97,7 @@ def _keep(outcome: Trained, path: Path) -> FloatModel:
         return FloatModel(None, outcome.history, 0, f"float training: {outcome.failure}")
     variables = outcome.best[0]
     save_checkpoint(path, variables)
-    path.with_suffix(".json").write_text(json.dumps({"history": outcome.history, "best_epoch": outcome.best_epoch}))
+    write_json(path.with_suffix(".json"), {"history": outcome.history, "best_epoch": outcome.best_epoch})
     return FloatModel(variables, outcome.history, outcome.best_epoch)
 
 

@@ -57,6 +57,16 @@ def make_record(outcome: Outcome, model: QuantizedModel, task: Task) -> Record:
     )
 
 
+def checked(outcome: Outcome) -> Outcome:
+    """The outcome; a failed one where a loss is not finite, which no record of a finished trial may hold."""
+    for name, scores in (("test", outcome.test), ("validation", outcome.validation)):
+        bad = 0 if scores is None else int(np.sum(~np.isfinite(scores.loss)))
+        if scores is not None and bad:
+            reason = f"the {name} loss is not finite on {bad} of {len(scores.loss)} examples; the weights have diverged"
+            return Outcome(outcome.config, outcome.bits, outcome.seconds, failure=outcome.failure or reason)
+    return outcome
+
+
 def treatment(model: QuantizedModel) -> str:
     """How layers that are not free were treated: it changes average bits and accuracy, so every record says it."""
     free = {layer.name for layer in model.layers}
@@ -66,8 +76,14 @@ def treatment(model: QuantizedModel) -> str:
         if len(menu) == 1
     ]
     in_float = [layer.name for layer in next(iter(model.graphs.values())).layers if layer.name not in _covered(model)]
+    operands = [
+        f"{unit.layer.name} {operand}"
+        for unit in model.units
+        for operand, quantizer in (("weight", unit.weight), ("input", unit.input))
+        if quantizer is None
+    ]
     parts = [f"pinned: {', '.join(pinned)}"] if pinned else []
-    parts += [f"in float: {', '.join(in_float)}"] if in_float else []
+    parts += [f"in float: {', '.join(in_float + operands)}"] if in_float + operands else []
     return "; ".join(parts) or f"all {len(free)} layers free, first and last included"
 
 

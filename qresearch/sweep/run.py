@@ -12,7 +12,7 @@ from qresearch.sweep.assemble import known_names
 from qresearch.sweep.bench import Bench
 from qresearch.sweep.execute import run_bench
 from qresearch.sweep.floats import obtain_floats
-from qresearch.sweep.outcome import Outcome, make_record
+from qresearch.sweep.outcome import Outcome, checked, make_record
 from qresearch.sweep.progress import Reporter, Silent
 
 # What trials must agree on to share a bench: everything but these, which are traced or belong to a flow.
@@ -29,10 +29,10 @@ class SweepResult(NamedTuple):
 
 
 def plan_sweep(sweep: SweepConfig) -> tuple[RunConfig, ...]:
-    """The trials of a sweep, in order; checks names, data, rules and budgets before anything is computed."""
+    """The trials of a sweep, in order; checks names, data, recipes, rules and budgets before anything is computed."""
     configs = expand(sweep, known_names())
     for bench, members in _benches(configs, Path(), Silent()):
-        bench.check_budgets([config.allocation for config in members])
+        bench.check(members)
     return configs
 
 
@@ -52,7 +52,7 @@ def run_sweep(
     failed = []
     for bench, members in _benches(pending, run.path, reporter):
         floats = obtain_floats(members, run.path / "float", reporter)
-        for outcome in run_bench(bench, members, floats):
+        for outcome in map(checked, run_bench(bench, members, floats)):
             _store(run, bench, outcome)
             if outcome.failure is not None:
                 failed.append((outcome.config, outcome.failure))
@@ -74,6 +74,9 @@ def _store(run: RunFolder, bench: Bench, outcome: Outcome) -> None:
     model = bench.sketch
     record = make_record(outcome, model, bench.setup.task)
     examples = None if outcome.test is None else {"loss": outcome.test.loss, "score": outcome.test.score}
-    run.save(record, examples)
+    # The record comes last, because it says that the trial is finished; rows of an attempt that was not are dropped.
+    folder = run.start(record.key, record.label, record.config)
+    (folder / "metrics.jsonl").unlink(missing_ok=True)
     for epoch, row in outcome.extra.get("epochs", {}).items():
         run.append_metrics(record.key, {"epoch": int(epoch), **row})
+    run.save(record, examples)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from qresearch.config import RunConfig, config_hash, expand, from_mapping, load, resolved, trial_label
 
-BASE: dict[str, Any] = {"name": "a", "flow": "ptq", "allocation": {"bits": [4, 4]}}
+BASE: dict[str, Any] = {"name": "a", "flow": "qat", "allocation": {"bits": [4, 4]}}
 
 
 def run(**values: Any) -> RunConfig:
@@ -42,7 +42,10 @@ CHANGED: dict[str, Any] = {
     "mask": "none",
     "signed": True,
     "symmetric": False,
-    "flow": "qat",
+    "narrow": True,
+    "rounding": "floor",
+    "options": {"delta": 0.5},
+    "flow": "ptq",
     "momentum": 0.5,
     "clip_norm": 1.0,
 }
@@ -90,9 +93,9 @@ def test_the_order_of_keys_is_not_in_the_hash(order: Any) -> None:
 
 def test_notes_spelling_and_written_defaults_are_not_in_the_hash(tmp_path: Path) -> None:
     texts = [
-        "name: a\nflow: ptq\nallocation: {bits: [4, 4]}\n",
-        "# note\nallocation:\n  bits:\n  - 4 # four\n  - 4\nflow: 'ptq'\nname: other\noutput: elsewhere\n",
-        "name: a\nflow: ptq\nseed: 0\nfloat: {learning_rate: 3e-3}\nqat: {weight_decay: -0.0}\n"
+        "name: a\nflow: qat\nallocation: {bits: [4, 4]}\n",
+        "# note\nallocation:\n  bits:\n  - 4 # four\n  - 4\nflow: 'qat'\nname: other\noutput: elsewhere\n",
+        "name: a\nflow: qat\nseed: 0\nfloat: {learning_rate: 3e-3}\nqat: {weight_decay: -0.0}\n"
         "allocation: {bits: [4, 0x4]}",
     ]
     paths = [tmp_path / f"{i}.yaml" for i in range(len(texts))]
@@ -117,8 +120,8 @@ def test_whole_numbers_and_floats_are_one_setting() -> None:
     ("values", "label"),
     [
         ({"flow": "float", "seed": 3}, "float-seed3"),
-        ({}, "ptq-minmax-w4a4-seed0"),
-        ({"quantize": {"weight": {"quantizer": "lsq"}}}, "ptq-lsq+minmax-w4a4-seed0"),
+        ({}, "qat-minmax-w4a4-seed0"),
+        ({"quantize": {"weight": {"quantizer": "lsq"}}}, "qat-lsq+minmax-w4a4-seed0"),
         (
             {
                 "flow": "qat",
@@ -127,7 +130,7 @@ def test_whole_numbers_and_floats_are_one_setting() -> None:
             },
             "qat-lsq-exact-3.5bits-seed0",
         ),
-        ({"allocation": {"budget": 2.5e9, "cost": "bops"}}, "ptq-minmax-uniform-2.5e+09bops-seed0"),
+        ({"allocation": {"budget": 2.5e9, "cost": "bops"}}, "qat-minmax-uniform-2.5e+09bops-seed0"),
     ],
 )
 def test_labels(values: dict[str, Any], label: str) -> None:

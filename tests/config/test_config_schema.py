@@ -48,6 +48,9 @@ def test_defaults_are_the_documented_ones() -> None:
         "symmetric": True,
         "range": "mse",
         "mask": None,
+        "narrow": False,
+        "rounding": "half_even",
+        "options": [],
     }
     assert resolved(run()) == {
         "name": "a",
@@ -172,3 +175,23 @@ def test_a_resolved_config_is_a_config() -> None:
         quantize={"rules": [{"pattern": "a", "weight": {"granularity": "per_group", "group_size": 4}}]},
     )
     assert expand(from_mapping(resolved(config))) == (config,)
+
+
+def test_options_of_a_method_are_sorted_pairs_and_survive_a_round_trip() -> None:
+    config = run(flow="ptq", allocation={"bits": [4, 4]}, quantize={"weight": {"options": {"b": 1, "a": 0.5}}})
+    assert config.quantize.weight.options == (("a", 0.5), ("b", 1))
+    assert expand(from_mapping(resolved(config))) == (config,)
+    for bad in (3, {"b": [1]}, {"b": None}):
+        assert problems(quantize={"weight": {"options": bad}})[0].startswith(
+            "quantize.weight.options: expected a mapping"
+        )
+
+
+def test_settings_that_a_flow_ignores_do_not_make_another_run() -> None:
+    sweep = {"grid": {"flow": ["float", "ptq"], "allocation.bits": [[2, 2], [4, 4]], "qat.epochs": [1, 2]}}
+    found = expand(from_mapping({"name": "a", "flow": "ptq", "sweep": sweep}))
+    assert [(config.flow, config.allocation.bits) for config in found] == [
+        ("float", None),
+        ("ptq", (2, 2)),
+        ("ptq", (4, 4)),
+    ]

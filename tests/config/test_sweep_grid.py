@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from qresearch.config import RunConfig, expand, from_mapping, load
 from qresearch.errors import ConfigError
 
-BASE: dict[str, Any] = {"name": "a", "flow": "ptq", "allocation": {"bits": [4, 4]}}
+BASE: dict[str, Any] = {"name": "a", "flow": "qat", "allocation": {"bits": [4, 4]}}
 
 
 def runs(sweep: Any, **values: Any) -> tuple[RunConfig, ...]:
@@ -104,13 +104,13 @@ def test_an_item_replaces_a_section_and_a_dotted_key_changes_it() -> None:
 
 def test_the_file_needs_neither_bits_nor_budget_if_every_run_has_one() -> None:
     assert len(runs({"grid": {"allocation.budget": [2, 3]}}, allocation={})) == 2
-    with pytest.raises(ConfigError, match="flow ptq needs"):
+    with pytest.raises(ConfigError, match="flow qat needs"):
         runs({"list": [{"allocation.budget": 2}, {}]}, allocation={})
 
 
 SWEPT = """\
 name: a
-flow: ptq
+flow: qat
 allocation:
   bits: [4, 4]
 sweep:
@@ -154,7 +154,7 @@ def test_overrides_prevail_over_the_sweep(tmp_path: Path) -> None:
         ("budget: 3", "budget: x", 'my.yaml:13  allocation.budget: expected a number > 0, got "x"'),
         ("allocation: {budget: 3}", "allocation.budget: 3", "my.yaml:13  allocation.budget: bits are given too; keep "
          "one of 'bits' and 'budget' and set the other to null"),
-        ("{budget: 3}", "{cost: bops}", "my.yaml:13  allocation: flow ptq needs 'bits: [weight_bits, input_bits]' or "
+        ("{budget: 3}", "{cost: bops}", "my.yaml:13  allocation: flow qat needs 'bits: [weight_bits, input_bits]' or "
          "'budget'"),
         ("[0, 1]", "[]", "my.yaml:7  sweep.grid.seed: expected a list of at least one value, got []"),
         ("[0, 1]", "7", "my.yaml:7  sweep.grid.seed: expected a list, got 7"),
@@ -185,7 +185,7 @@ def test_an_override_in_an_item_is_a_dotted_key_and_keeps_the_rest_of_the_sectio
 
 
 def test_a_key_that_every_point_replaces_is_checked_too(tmp_path: Path) -> None:
-    text = SWEPT.replace("flow: ptq", "flow: ptq\nseed: -1")
+    text = SWEPT.replace("flow: qat", "flow: qat\nseed: -1")
     assert problems(tmp_path, text) == [
         "my.yaml:3  seed: expected a whole number from 0 to 4294967295, got -1",
     ]
