@@ -6,18 +6,16 @@ import time
 from typing import Any
 
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Int
 from numpy.typing import ArrayLike
 
 from qresearch.allocation.budgets import check_budgets
 from qresearch.allocation.dynamic_program import solve
 from qresearch.allocation.greedy import descend
-from qresearch.allocation.problem import Problem, merge_groups
+from qresearch.allocation.problem import Key, Problem, merge_groups
 
 
-def allocate(
-    key: int | Array, problem: Problem, budgets: ArrayLike
-) -> tuple[Int[np.ndarray, "budget layer"], dict[str, Any]]:
+def allocate(key: Key, problem: Problem, budgets: ArrayLike) -> tuple[Int[np.ndarray, "budget layer"], dict[str, Any]]:
     """The allocation of least loss within each budget, proven optimal; see ``dynamic_program`` for how.
 
     The integer program of HAWQ-V3 (Yao et al., https://arxiv.org/abs/2011.10680, 2021), whose published ResNet-18 bits

@@ -6,11 +6,11 @@ import time
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Float, Int, Num
 from numpy.typing import ArrayLike
 
 from qresearch.allocation.budgets import affordable, best_affordable, check_budgets
-from qresearch.allocation.problem import Problem, lowest_loss, merge_groups
+from qresearch.allocation.problem import Key, Problem, lowest_loss, merge_groups
 
 
 class _Descent(NamedTuple):
@@ -27,9 +27,7 @@ class _Descent(NamedTuple):
         return allocation
 
 
-def allocate(
-    key: int | Array, problem: Problem, budgets: ArrayLike
-) -> tuple[Int[np.ndarray, "budget layer"], dict[str, Any]]:
+def allocate(key: Key, problem: Problem, budgets: ArrayLike) -> tuple[Int[np.ndarray, "budget layer"], dict[str, Any]]:
     """Greedy descent from the best option everywhere until the budget is met.
 
         next change = argmin over layers l and cheaper options o of (loss[l, o] − loss[l]) / (cost[l] − cost[l, o])

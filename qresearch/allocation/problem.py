@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Num
+from jaxtyping import Bool, Float, Int, Num
 from numpy.typing import ArrayLike
 
 from qresearch.errors import ConfigError
@@ -15,6 +15,7 @@ from qresearch.errors import ConfigError
 MAX_TOTAL = 2**53  # integers above this are not exact as float64, and budgets often arrive as floats
 
 Allocations = Int[np.ndarray, "... layer"]
+Key = Any  # an int seed or a JAX PRNG key, whose type would import jax here
 
 
 class Allocator(Protocol):
@@ -22,13 +23,13 @@ class Allocator(Protocol):
 
     key: an int seed or a JAX PRNG key; the answer depends on nothing else that is not an argument. budgets:
     [budget, constraint], or [budget] for one constraint. allocations: int[budget, layer], indices of options.
-    info: plain diagnostics for records. Two entries declare what the conformance tests may ask for: ``family``, the name
-    of what is searched where that is less than all allocations, and ``stochastic``, True if the key matters.
+    info: plain diagnostics for records. Two entries declare what the conformance tests may ask for: ``family``, the
+    name of what is searched where that is less than all allocations, and ``stochastic``, True if the key matters.
     Raises ``BudgetError`` where no allocation meets a budget.
     """
 
     def __call__(
-        self, key: int | Array, problem: Problem, budgets: ArrayLike
+        self, key: Key, problem: Problem, budgets: ArrayLike
     ) -> tuple[Int[np.ndarray, "budget layer"], dict[str, Any]]: ...
 
 
@@ -111,7 +112,7 @@ def relative_cost(problem: Problem) -> Float[np.ndarray, "layer option"]:
     return (problem.costs / np.where(greatest > 0, greatest, 1)).sum(axis=0)
 
 
-def generator(key: int | Array) -> np.random.Generator:
+def generator(key: Key) -> np.random.Generator:
     """A NumPy generator from an int seed or a JAX PRNG key (typed or raw)."""
     if isinstance(key, int | np.integer):
         return np.random.default_rng(int(key))

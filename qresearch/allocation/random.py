@@ -6,15 +6,15 @@ import time
 from typing import Any
 
 import numpy as np
-from jaxtyping import Array, Int, Num
+from jaxtyping import Int, Num
 from numpy.typing import ArrayLike
 
 from qresearch.allocation.budgets import affordable, best_affordable, check_budgets, within
-from qresearch.allocation.problem import Problem, generator, lowest_loss, merge_groups
+from qresearch.allocation.problem import Key, Problem, generator, lowest_loss, merge_groups
 
 
 def allocate(
-    key: int | Array, problem: Problem, budgets: ArrayLike, samples: int = 64
+    key: Key, problem: Problem, budgets: ArrayLike, samples: int = 64
 ) -> tuple[Int[np.ndarray, "budget layer"], dict[str, Any]]:
     """The best of ``samples`` random allocations, each repaired to be within the budget.
 

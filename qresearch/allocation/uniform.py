@@ -6,16 +6,14 @@ import time
 from typing import Any
 
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 
 from qresearch.allocation.budgets import affordable, best_affordable, check_budgets, within
-from qresearch.allocation.problem import Problem, merge_groups, relative_cost
+from qresearch.allocation.problem import Key, Problem, merge_groups, relative_cost
 
 
-def allocate(
-    key: int | Array, problem: Problem, budgets: ArrayLike
-) -> tuple[Int[np.ndarray, "budget layer"], dict[str, Any]]:
+def allocate(key: Key, problem: Problem, budgets: ArrayLike) -> tuple[Int[np.ndarray, "budget layer"], dict[str, Any]]:
     """The uniform allocation of least loss within each budget.
 
     There is one candidate per option: every layer takes it, and a layer that may not takes its allowed option that is
