@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -21,6 +22,10 @@ EXIT_CODES = "exit status: 0 done · 2 bad input, nothing started · 3 some tria
 
 def entry() -> None:
     """The ``qresearch`` program."""
+    for stream in (sys.stdout, sys.stderr):
+        # A pipe on a system that is not set to UTF-8 takes no "±" and no "x̂": better a substitute than a traceback.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     sys.exit(main(sys.argv[1:]))
 
 
@@ -108,7 +113,7 @@ def _search(options: argparse.Namespace) -> int:
     first = expand(load(options.config, options.set))[0]
     seeds = sorted({config.seed for config in expand(load(options.config, options.set))})
     grid = {"seed": seeds, "allocation.allocator": options.allocators.split(","), "allocation.budget": budgets}
-    fixed = ["flow=ptq", "allocation.bits=null", f"allocation.cost={options.cost}", f"name={first.name}-search"]
+    fixed = ["flow=ptq", "allocation.bits=null", f"allocation.cost={options.cost}", f"name={first.name[:57]}-search"]
     return _execute(load(options.config, [*options.set, f"sweep={json.dumps({'grid': grid})}", *fixed]), options)
 
 

@@ -40,8 +40,8 @@ def evaluate_population(
     which each takes the qparams of its widths. chunk: allocations in one program, 1 on CPU and 32 elsewhere by default.
     """
     bits = np.asarray(allocations, np.float32)
-    if bits.ndim != 3 or bits.shape[1:] != (len(model.layers), 2):
-        raise GraphError(f"allocations must have shape [n, {len(model.layers)}, 2], got {list(bits.shape)}")
+    if bits.ndim != 3 or bits.shape[1:] != (len(model.layers), 2) or not len(bits):
+        raise GraphError(f"allocations must have shape [n >= 1, {len(model.layers)}, 2], got {list(bits.shape)}")
     if isinstance(qparams, MenuQParams):
         chosen = select_many(qparams, bits)
     else:

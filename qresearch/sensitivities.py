@@ -12,6 +12,7 @@ from qresearch.allocation.problem import Problem
 from qresearch.calibration import MenuQParams
 from qresearch.cost import COSTS
 from qresearch.data.dataset import Prepare
+from qresearch.errors import DataError
 from qresearch.evaluation import Batches
 from qresearch.population import evaluate_population, unchanged
 from qresearch.qmodel import Params, QParams, QuantizedModel
@@ -25,7 +26,8 @@ class Sensitivity(NamedTuple):
     """loss [layer, option]: increase of the mean loss over the float model, +inf where the layer may not take the
     option.
 
-    standard_error: of that increase over the examples. options: the union of all menus. float_loss: the float model's.
+    standard_error: of that increase over the examples (NaN for a single one). options: the union of all menus.
+    float_loss: the float model's.
     """
 
     loss: Float[np.ndarray, "layer option"]
@@ -55,12 +57,15 @@ def sensitivity(
     for row, (layer, option) in enumerate(pairs):
         allocations[row, layer] = options[option]
     losses = evaluate_population(model, params, qparams, allocations, batches, task, prepare, chunk, on_done).loss
+    if not np.isfinite(losses[-1]).all():
+        raise DataError("the float model's loss is not finite on these examples, so nothing can be compared with it")
     increase = losses[:-1].astype(np.float64) - losses[-1]
     loss = np.full((len(model.layers), len(options)), np.inf)
     error = np.full_like(loss, np.nan)
     for (layer, option), change in zip(pairs, increase):
         loss[layer, option] = change.mean()
-        error[layer, option] = change.std(ddof=1) / np.sqrt(len(change))
+        if len(change) > 1:
+            error[layer, option] = change.std(ddof=1) / np.sqrt(len(change))
     return Sensitivity(loss, error, options, float(losses[-1].mean()))
 
 

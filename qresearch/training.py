@@ -14,9 +14,12 @@ import optax
 from jaxtyping import Array
 
 from qresearch.data.dataset import Dataset, Prepare, epoch_permutation
-from qresearch.errors import TrainingError
+from qresearch.errors import ConfigError, did_you_mean
 from qresearch.evaluation import Batches, default_chunk, evaluate
 from qresearch.tasks import Task
+
+OPTIMIZERS = ("adam", "adamw", "sgd")
+SCHEDULES = ("cosine", "constant")
 
 
 @dataclass(frozen=True)
@@ -160,10 +163,13 @@ class Trainer:
         scores = evaluate(self.program.forward, self.task, self.data.prepare, (), own, self.validation, chunk=1)
         row = {
             "epoch": epoch,
-            "train_loss": float(losses.mean()),
-            "validation_loss": float(scores.loss.mean()),
-            "validation_score": float(scores.score.mean()),
+            "train_loss": float(losses.mean(dtype=np.float64)),
+            "validation_loss": float(scores.loss.mean(dtype=np.float64)),
+            "validation_score": float(scores.score.mean(dtype=np.float64)),
         }
+        if not np.isfinite(row["validation_loss"]):  # the last update of the epoch, which no training loss has seen
+            step, loss = epoch * self.steps_per_epoch, row["validation_loss"]
+            return outcome._replace(failure=_not_finite(loss, step, epoch, trial.learning_rate))
         last = (state.variables, state.qparams)
         better = not outcome.history or _rank(row) > _rank(outcome.history[outcome.best_epoch - 1])
         best, best_epoch = (last, epoch) if better else (outcome.best, outcome.best_epoch)
@@ -172,16 +178,32 @@ class Trainer:
 
 def make_trainer(program: Program, task: Task, recipe: Recipe, data: Dataset, validation: Batches) -> Trainer:
     """The compiled step of a program for a recipe. Trials may differ in start, bits, learning rate and seed: no
-    recompile.
+    recompile. ConfigError for a recipe that cannot be run, see ``check_recipe``.
     """
+    check_recipe(recipe, data)
     steps = len(data.train) // recipe.batch_size
-    if steps == 0:
-        raise TrainingError(
-            f"batch_size {recipe.batch_size} exceeds the {len(data.train)} training examples of {data.name}; lower it"
-        )
     transform = _transform(recipe)
     step = jax.jit(_step_function(program, task, data.prepare, recipe, transform, steps))
     return Trainer(program, task, recipe, data, validation, step, steps, lambda *trainable: transform.init(trainable))
+
+
+def check_recipe(recipe: Recipe, data: Dataset, section: str = "recipe") -> None:
+    """ConfigError where a recipe cannot be run on a data set. ``section``: where the user gave it, for the message."""
+    examples, longest = len(data.train), max(recipe.epochs, 1) - 1
+    if recipe.batch_size > examples:
+        raise ConfigError(
+            f"{section}.batch_size {recipe.batch_size} exceeds the {examples} training examples of {data.name};"
+            " lower it"
+        )
+    if recipe.warmup_epochs > longest:
+        raise ConfigError(
+            f"{section}.warmup_epochs {recipe.warmup_epochs} leaves nothing of {recipe.epochs} epochs; give at most"
+            f" {longest}"
+        )
+    for key, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+        given = getattr(recipe, key)
+        if given not in known:
+            raise ConfigError(f"{section}.{key}: unknown name '{given}'{did_you_mean(given, known)}")
 
 
 def _step_function(

@@ -1,12 +1,16 @@
-"""Shared fixtures. Tests run in float32 on whatever device JAX finds; data tests skip, with a reason, where it is absent."""
+"""Shared fixtures. Tests run in float32 on whatever device JAX finds; where data is absent they skip, with a reason."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,3 +36,40 @@ def cifar10_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cifar10")
     subprocess.run([sys.executable, str(script), str(folder)], check=True, capture_output=True)
     return folder
+
+
+def golden_cases(name: str) -> list[tuple[dict[str, Any], dict[str, np.ndarray]]]:
+    """The (parameters, arrays) of every case in a golden file: what public software computed, see its README."""
+    with np.load(shared_path("golden", f"{name}.npz"), allow_pickle=False) as file:
+        cases = json.loads(str(file["__cases__"]))
+        return [(case, {key: file[f"{case['case']}::{key}"] for key in case["arrays"]}) for case in cases]
+
+
+@pytest.fixture(autouse=True)
+def _strict_arrays(request: pytest.FixtureRequest) -> Iterator[None]:
+    """In numerics and quantizers a dtype or a rank that would be promoted silently is an error."""
+    if request.path.parent.name not in {"numerics", "quantizers"}:
+        yield
+        return
+    import jax  # here alone: most of the suite's folders test modules that must not pay for it
+
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        yield
+
+
+@pytest.fixture(scope="session")
+def finished_sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of ``small_sweep.SMALL``, run without interruption. Shared: tests read it, or copy it first."""
+    from small_sweep import sweep, write_small
+
+    folder = tmp_path_factory.mktemp("finished")
+    assert sweep(write_small(folder), folder / "out") == 0
+    return folder / "out"
+
+
+@pytest.fixture(scope="session")
+def trained_digits() -> Any:
+    """An MLP trained on digits for a few epochs, quantized with LSQ and calibrated; see ``trained.Digits``."""
+    from trained import train_digits
+
+    return train_digits()

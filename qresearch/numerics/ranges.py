@@ -49,9 +49,9 @@ def mse_range(
 ) -> Range:
     """The min-max range times the factor in (0, 1] that gives the least squared quantization error at ``bits`` bits.
 
-    A geometric grid of 32 factors from 1/64 to 1, then 17 around the best one (final spacing below 2 %). Both ends of
-    an affine range shrink by the same factor. A per-tensor search over more than 262,144 elements uses an evenly
-    strided sample.
+    A geometric grid of 32 factors from 1/64 to 1, then 49 around the best one, 0.6 % apart: at 8 bits the error has
+    dips that narrow (17 of them left it up to 6 % above a dense scan, 49 within 2 %). Both ends of an affine range
+    shrink by the same factor. A per-tensor search over more than 262,144 elements uses an evenly strided sample.
     """
     low, high = minmax_range(x, bits, axes, signed, symmetric, narrow)
     qmin, qmax = integer_range(bits, signed, narrow)
@@ -64,7 +64,7 @@ def mse_range(
 
     coarse = jnp.float32(64.0) ** jnp.linspace(-1.0, 0.0, 32)
     best = _best_factor(error, jnp.broadcast_to(coarse.reshape(-1, *[1] * low.ndim), (32, *low.shape)))
-    near = jnp.float32(64.0) ** (jnp.linspace(-1.0, 1.0, 17) / 31.0)
+    near = jnp.float32(64.0) ** (jnp.linspace(-1.0, 1.0, 49) / 31.0)
     best = _best_factor(error, jnp.minimum(best[None] * near.reshape(-1, *[1] * low.ndim), 1.0))
     return low * best, high * best
 

@@ -117,7 +117,8 @@ def _metrics(outcome: Outcome) -> dict[str, Any]:
 
 def means(scores: Scores) -> dict[str, float]:
     """The mean loss and score of one model."""
-    return {"loss": float(np.mean(scores.loss)), "score": float(np.mean(scores.score))}
+    # float64: the sum of large but finite losses overflows float32.
+    return {name: float(np.mean(values, dtype=np.float64)) for name, values in scores._asdict().items()}
 
 
 @functools.cache
