@@ -15,7 +15,7 @@ SMALL = """\
 name: small
 data: {name: digits}
 model: {name: mlp}
-float: {epochs: 3, batch_size: 128, learning_rate: 3e-3}
+float: {epochs: 5, batch_size: 128, learning_rate: 3e-3}
 quantize:
   weight: {quantizer: lsq, granularity: per_tensor, range: minmax}
   input: {quantizer: lsq, granularity: per_tensor, range: minmax}

@@ -12,7 +12,7 @@ from qresearch.errors import GraphError
 from qresearch.evaluation import compiled_step, evaluate, make_batches
 from qresearch.population import evaluate_population
 from qresearch.qmodel import quantize_model
-from qresearch.rules import Rule
+from qresearch.rules import Rule, SiteRule
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,8 @@ def population(trained_digits):
 def test_64_allocations_are_one_compilation(trained_digits, population):
     t = trained_digits
     # Equal rules give the same model; a menu that no other test has gives a model that nobody compiled.
-    model = quantize_model(t.model.apply, t.variables, jnp.zeros((8, 8, 8, 1)), (Rule(menu=((3, 5),)),))
+    rule = Rule("*", SiteRule(range="minmax"), SiteRule(range="minmax"), menu=((3, 5),))
+    model = quantize_model(t.model.apply, t.variables, jnp.zeros((8, 8, 8, 1)), (rule,))
     qparams = model.init(t.variables, jnp.asarray(t.data.prepare(t.data.train.inputs[:8])), uniform(8, 8))
     batches = make_batches(t.data.validation, 50, 120)
     allocations = random_allocations(64)

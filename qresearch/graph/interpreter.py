@@ -140,4 +140,4 @@ def _merge_calls(nested: Nested, base: str, aux: Any) -> Any:
     return jax.tree.map(join, aux)
 
 
-_NESTED = {"jit": _run_jit, "remat": _run_remat, "scan": _run_scan}
+_NESTED: dict[str, Callable[..., tuple[list[Any], States]]] = {"jit": _run_jit, "remat": _run_remat, "scan": _run_scan}

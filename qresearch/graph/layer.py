@@ -44,7 +44,7 @@ class Layer:
     size: int
     calls: int = 1
     whole: bool = True
-    recipe: int = field(default=0, repr=False)
+    recipe: int = field(default=0, repr=False, compare=False)
 
     @property
     def input_site(self) -> str:

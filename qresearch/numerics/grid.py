@@ -45,14 +45,20 @@ def scale_from_range(
 
     symmetric: scale = max(|low|, |high|) / qmax, zero_point 0 (so -128 is used only by values rounded past -127).
     affine: scale = (high - low) / (qmax - qmin), zero_point = round(qmin - low / scale).
-    A constant zero tensor gets the smallest positive scale instead of a division by zero.
+    A constant zero tensor gets the smallest positive scale instead of a division by zero; a grid of a single code
+    (narrow, 1 bit) counts as one step.
     """
     tiny = jnp.finfo(jnp.float32).tiny
     if symmetric:
         bound = jnp.maximum(jnp.abs(low), jnp.abs(high))
-        scale = jnp.maximum(bound / jnp.maximum(qmax, 1.0), tiny)
+        scale = jnp.maximum(bound / _at_least_one(qmax), tiny)
         return scale, jnp.zeros_like(scale)
     low, high = jnp.minimum(low, 0.0), jnp.maximum(high, 0.0)
-    scale = jnp.maximum((high - low) / (qmax - qmin), tiny)
+    scale = jnp.maximum((high - low) / _at_least_one(qmax - qmin), tiny)
     zero_point = jnp.round(qmin - low / scale)
     return scale, jnp.clip(zero_point, qmin, qmax)
+
+
+def _at_least_one(steps: Array) -> Array:
+    """max(steps, 1) with the whole gradient at 1, the signed grid of 2 bits, where ``jnp.maximum`` gives one half."""
+    return jnp.where(steps >= 1.0, steps, 1.0)

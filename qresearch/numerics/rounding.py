@@ -22,7 +22,8 @@ def in_steps(x: Float[Array, "..."], scale: Float[Array, "..."]) -> Float[Array,
 
     XLA rewrites a division by a broadcast into x * (1 / scale), which moves ties to another code than NumPy, ONNX,
     LSQ's own code and Brevitas choose. Where a NaN of x would replace the scale (the quotient is NaN either way), the
-    divisor is no broadcast, and nothing is materialized as behind an optimization barrier.
+    divisor is no broadcast, and nothing is materialized as behind an optimization barrier. (An x that is a constant of
+    the compiled program is folded, and may be divided the other way.)
     """
     return x.astype(jnp.float32) / jnp.where(jnp.isnan(x), jnp.nan, scale)
 

@@ -45,7 +45,9 @@ def run_sweep(
     An interrupt leaves all finished records in place, and the same command continues.
     """
     configs = plan_sweep(sweep)
-    identity = {"trials": [config_hash(config) for config in configs], "sweep": resolved(configs[0])}
+    # Where the results are is no part of what they are: a run that was moved is found again.
+    first = {name: value for name, value in resolved(configs[0]).items() if name != "output"}
+    identity = {"trials": [config_hash(config) for config in configs], "sweep": first}
     run = create_run(Path(configs[0].output).expanduser(), configs[0].name, source, identity, environment())
     on_start(run)
     pending = [config for config in configs if not run.has(config_hash(config))]

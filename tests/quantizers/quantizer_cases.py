@@ -98,7 +98,7 @@ class Program:
         shapes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(arguments))
         if shapes not in self.compiled:
             lowered = jax.jit(lambda *arguments: self.function(*arguments)).lower(*arguments)
-            key = (lowered.as_text(), lowered.in_tree, lowered.out_tree, self.quick)
+            key = (lowered.as_text(), shapes, lowered.in_tree, lowered.out_tree, self.quick)
             if key not in self.known:
                 self.known[key] = lowered.compile({"xla_backend_optimization_level": 0} if self.quick else None)
             self.compiled[shapes] = self.known[key]
@@ -116,7 +116,7 @@ class Observation(NamedTuple):
 
 
 class Observer:
-    """A method's compiled functions at one specification: calibration, all that is done with qparams, gradients."""
+    """A method's compiled functions at one specification: calibration, what is done with qparams, gradients."""
 
     def __init__(self, name: str, spec: QuantSpec) -> None:
         self.quantizer = make_quantizer(name, spec)
@@ -138,10 +138,10 @@ class Observer:
         width = jnp.asarray(bits, jnp.float32)
         return self.use(self.init(x, width), x, width)
 
-    def gradients(self, x: jax.Array, bits: float) -> tuple[Any, jax.Array, jax.Array]:
-        """The gradients of a weighted sum of x̂ in (qparams, x, bits)."""
+    def gradients(self, x: jax.Array, bits: float, stretch: float = 1.0) -> tuple[Any, jax.Array, jax.Array]:
+        """The gradients of a weighted sum of apply(init(x), stretch * x) in (qparams, x, bits)."""
         width = jnp.asarray(bits, jnp.float32)
-        return self.slopes(self.init(x, width), x, width)
+        return self.slopes(self.init(x, width), x * stretch, width)
 
 
 observer = cache(Observer)

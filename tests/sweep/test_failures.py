@@ -163,7 +163,7 @@ def test_a_spoilt_float_model_is_trained_again_with_a_line_that_says_so(trained,
     if "facts" not in spoil:
         assert str(checkpoint) in line
         assert "not a complete checkpoint" in line
-    assert "float training (epochs): 3" in out
+    assert "float training (epochs): 5" in out
     assert stored(output)["float-seed0"]["metrics"] == before["metrics"]
 
 
@@ -172,7 +172,7 @@ def test_a_checkpoint_without_its_facts_is_one_that_was_never_finished(trained, 
     forget_results(output)
     checkpoint.with_suffix(".json").unlink()
     assert sweep(config, output, *values) == 0
-    assert "float training (epochs): 3" in capsys.readouterr().out
+    assert "float training (epochs): 5" in capsys.readouterr().out
 
 
 # ---- What a user gets wrong: one clear line, the right status, and nothing started
@@ -211,7 +211,7 @@ REFUSED = {
     "missing weights": (["model.weights=gone.npz"], r"model\.weights: no file gone\.npz \(tried .*\); give its path.*"),
     "missing data": (["data={name: cifar10, folder: gone}"], r"cifar10: no test_batch\.bin in gone .*"),
     "batch too large": (["float.batch_size=2000"], r"float\.batch_size 2000 exceeds the 1097 training examples .*"),
-    "endless warm-up": (["float.warmup_epochs=3"], r"float\.warmup_epochs 3 leaves nothing of 3 epochs; .*"),
+    "endless warm-up": (["float.warmup_epochs=5"], r"float\.warmup_epochs 5 leaves nothing of 5 epochs; .*"),
     "zero point for lsq": (["quantize.weight.symmetric=false"], r".*symmetric.*"),
 }
 
@@ -232,7 +232,7 @@ def test_bad_input_is_one_line_exit_2_and_no_folder(tmp_path, capsys, command, c
 
 
 def test_all_problems_are_listed_at_once_with_their_lines(tmp_path, capsys):
-    text = SMALL.replace("epochs: 3", "epochs: three").replace("calibration:", "calibratoin:")
+    text = SMALL.replace("epochs: 5", "epochs: three").replace("calibration:", "calibratoin:")
     config = write_small(tmp_path, text)
     assert sweep(config, tmp_path / "out") == 2
     *problems, count = capsys.readouterr().err.splitlines()
