@@ -16,7 +16,7 @@ from qresearch.numerics.rounding import ROUNDINGS
 from qresearch.quantizers import Quantizer, QuantSpec, make_quantizer
 
 Option = tuple[int, int]  # (weight_bits, input_bits); 0 prunes, 32 keeps float
-GRANULARITIES = ("per_tensor", "per_channel", "per_group")
+GRANULARITIES = ("per_tensor", "per_channel", "per_group", "per_token")
 SHARED = ("one", "each")
 
 
@@ -25,7 +25,9 @@ class SiteRule:
     """How one operand of a layer is quantized.
 
     quantizer: name in ``QUANTIZERS``. granularity: per_tensor; per_channel (output channels of a kernel, contracted
-    channels of an input); per_group (``group_size`` consecutive elements along the contracted channels).
+    channels of an input); per_group (``group_size`` consecutive elements along the contracted channels); per_token, for
+    inputs of methods that take their range from every tensor anew (one scale for all that is summed into one output:
+    for every index of the axes that are not contracted, and in a convolution for every example).
     signed: None decides from calibration data for an input (negative values seen?) and is True for a kernel.
     range, mask, symmetric, narrow, rounding: see ``QuantSpec``. options: the method's own, as (name, value) pairs.
     """
@@ -58,7 +60,13 @@ class SiteRule:
             mask=self.mask,
             rounding=self.rounding,
         )
-        return make_quantizer(self.quantizer, spec, **dict(self.options))
+        quantizer = make_quantizer(self.quantizer, spec, **dict(self.options))
+        if self.granularity == "per_token" and "calibrates_in_apply" not in quantizer.traits:
+            raise GraphError(
+                f"quantizer '{self.quantizer}' keeps the scales of the calibration batch, whose tokens do not come again:"
+                " per_token needs a method that takes its range from every tensor anew, such as dynamic"
+            )
+        return quantizer
 
     def _granularity(self, contraction: Contraction, operand: str) -> Granularity:
         contracting = contraction.weight_contracting if operand == "weight" else contraction.input_contracting
@@ -66,6 +74,8 @@ class SiteRule:
             return PER_TENSOR
         if self.granularity == "per_channel":
             return per_channel(*(contraction.channel_axes if operand == "weight" else contracting))
+        if self.granularity == "per_token":
+            return per_channel(*_token_axes(contraction, operand))
         # A convolution lists its channel axis first and its window after it; a dot has channels only.
         axis = contracting[0] if contraction.kind == "conv_general_dilated" else contracting[-1]
         return per_group(axis, self.group_size or 0)
@@ -125,6 +135,16 @@ def assign_rules(rules: Sequence[Rule], layers: Sequence[Layer], unreachable: Co
             )
     found = {layer.name: first[layer.name] for layer in layers}
     return {name: rules[i] for name, i in found.items() if i is not None and rules[i].quantizes}
+
+
+def _token_axes(contraction: Contraction, operand: str) -> tuple[int, ...]:
+    """The axes of an input that are not summed over; a convolution's window sums over its spatial axes too."""
+    if operand == "weight":
+        raise GraphError("per_token is a granularity of inputs: give a kernel per_tensor, per_channel or per_group")
+    if contraction.kind == "conv_general_dilated":
+        return (dict(contraction.parameters)["dimension_numbers"].lhs_spec[0],)
+    summed = contraction.input_contracting
+    return tuple(axis for axis in range(len(contraction.input_shape)) if axis not in summed)
 
 
 def _known(what: str, value: str | None, known: tuple[str | None, ...]) -> None:

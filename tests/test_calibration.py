@@ -51,10 +51,9 @@ def test_widths_are_sorted_and_counted_once():
     np.testing.assert_array_equal(calibrate(model_of(), PARAMS, X, (8, 2, 8, 4)).widths, [2, 4, 8])
 
 
-@pytest.mark.parametrize("range", ["minmax", "mse"])
-def test_a_width_does_not_depend_on_which_others_are_calibrated(range):
+def test_a_width_does_not_depend_on_which_others_are_calibrated():
     # A sweep that was interrupted has fewer trials left, and with that fewer widths: its results must not change.
-    model = model_of(Rule("*", SiteRule("lsq", range=range), SiteRule("lsq", range=range)))
+    model = model_of(Rule("*", SiteRule("lsq", range="mse"), SiteRule("lsq", range="mse")))
     few, many = calibrate(model, PARAMS, X, (4,)), calibrate(model, PARAMS, X, (2, 3, 4, 6, 8))
     bits = jnp.full((2, 2), 4.0)
     same(select(few, bits), select(many, bits))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import pytest
 from graph.zoo import ZOO
@@ -149,7 +150,36 @@ def test_granularity_follows_the_contraction(name, index):
         assert SiteRule(granularity="per_group", group_size=2)._granularity(layer, operand) == per_group(axis, 2)
 
 
-@pytest.mark.parametrize("granularity", GRANULARITIES)
+# The axes of an input that make a token: those that are not summed over. In a convolution the window is.
+TOKENS = {
+    ("mlp", 0): (0,),
+    ("square", 1): (1,),
+    ("einsums", 0): (0, 1),
+    ("linen_transformer", 3): (0, 1),
+    ("convolutions", 0): (0,),
+    ("one_dimensional", 1): (0,),
+    ("experts", 0): (0, 2),
+}
+
+
+@pytest.mark.parametrize(("name", "index"), TOKENS)
+def test_a_token_is_what_one_output_sums_over(name, index):
+    layer = contraction(name, index)
+    site = SiteRule("dynamic", "per_token", range="minmax")
+    assert site._granularity(layer, "input") == per_channel(*TOKENS[name, index])
+    x = jax.random.normal(jax.random.key(0), layer.input_shape)
+    scale = site.build(layer, "input", True).encode((), x, 8.0).scale
+    assert scale.shape == tuple(n if axis in TOKENS[name, index] else 1 for axis, n in enumerate(x.shape))
+
+
+def test_tokens_need_an_input_and_a_method_without_kept_scales():
+    with pytest.raises(GraphError, match="granularity of inputs"):
+        SiteRule("dynamic", "per_token").build(contraction("mlp"), "weight", True)
+    with pytest.raises(GraphError, match="'minmax' keeps the scales of the calibration batch"):
+        SiteRule("minmax", "per_token").build(contraction("mlp"), "input", True)
+
+
+@pytest.mark.parametrize("granularity", sorted({*GRANULARITIES} - {"per_token"}))
 @pytest.mark.parametrize("quantizer", ["minmax", "lsq"])
 def test_every_granularity_fits_the_kernel(quantizer, granularity):
     site = SiteRule(quantizer, granularity, 4 if granularity == "per_group" else None, range="minmax")

@@ -98,7 +98,7 @@ Options = Annotated[
     expect("a mapping from option names to numbers, texts, true or false"),
 ]
 Flow = Literal["float", "ptq", "qat"]
-Granularity = Literal["per_tensor", "per_channel", "per_group"]
+Granularity = Literal["per_tensor", "per_channel", "per_group", "per_token"]
 
 
 class Section(BaseModel):
@@ -161,7 +161,7 @@ class SiteConfig(Section):
 class WeightSiteConfig(SiteConfig):
     """A `SiteConfig` whose scales are per channel unless the file says otherwise."""
 
-    granularity: Granularity = "per_channel"
+    granularity: Literal["per_tensor", "per_channel", "per_group"] = "per_channel"
 
 
 # pydantic puts the tag of a union into the path of an error, where a control character keeps it apart from keys.

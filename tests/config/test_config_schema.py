@@ -130,6 +130,10 @@ def test_a_run_is_frozen_and_hashable() -> None:
             "quantize.weight.group_size: give it with 'granularity: per_group', and only then",
         ),
         ({"quantize": {"input": {"group_size": 4}}}, "quantize.input.group_size: give it with"),
+        (
+            {"quantize": {"weight": {"granularity": "per_token"}}},
+            "quantize.weight.granularity: expected 'per_tensor', 'per_channel' or 'per_group', got \"per_token\"",
+        ),
         ({"quantize": {"input": {"mask": False}}}, "quantize.input.mask: expected 'rounded', 'unrounded' or 'none'"),
         ({"allocation": {"bits": [4, 4], "budget": 4}}, "allocation.budget: bits are given too; keep one of"),
         ({"allocation": {"budget": -1}}, "allocation.budget: expected a number > 0, got -1"),
@@ -161,6 +165,14 @@ def test_rules_say_only_what_differs() -> None:
     assert second.weight.model_dump() == SiteConfig(quantizer="lsq", range="max").model_dump()  # type: ignore
     assert (second.input, second.menu) == ("float", ((8, 8),))
     assert (first.menu, first.pattern) == (None, "a")
+
+
+def test_tokens_are_a_granularity_of_inputs() -> None:
+    config = run(
+        quantize={"input": {"granularity": "per_token"}, "rules": [{"pattern": "a", "input": {"signed": True}}]}
+    )
+    assert config.quantize.input.granularity == "per_token"
+    assert config.quantize.rules[0].input == SiteConfig(granularity="per_token", signed=True)
 
 
 def test_an_error_in_the_default_site_is_not_repeated_for_rules() -> None:

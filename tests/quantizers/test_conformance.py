@@ -229,7 +229,7 @@ def test_every_learnable_leaf_and_the_input_receive_a_gradient(name, spec):
 # --- dtypes and keys -------------------------------------------------------------------------------------------------
 
 
-@cases(range=None)
+@cases(range=None, granularity=PER_TENSOR)
 def test_bfloat16_is_quantized_in_float32_and_returned(name, spec):
     quantizer, x = make_quantizer(name, spec), tensor(spec.signed).astype(jnp.bfloat16)
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -114,12 +114,13 @@ def test_a_negative_step_quantizes_like_its_magnitude_and_recovers():
         step = lambda scale, _: (scale - 20.0 * jax.grad(loss)(LSQ(scale)).scale, None)  # noqa: E731
         return jax.lax.scan(step, scale, None, length=400)[0]
 
-    wrong, right = LSQ(jnp.full((1,), -0.2)), LSQ(jnp.full((1,), 0.2))
-    assert loss(wrong) == loss(right)
-    assert jax.grad(loss)(wrong).scale == -jax.grad(loss)(right).scale != 0
-    assert abs(abs(descend(wrong.scale).item()) - 0.6018) < 0.02  # the MSE-optimal step of N(0, 1) at 3 bits
+    at = jax.jit(lambda scale: jax.value_and_grad(loss)(LSQ(scale)))
+    wrong, right = jnp.full((1,), -0.2), jnp.full((1,), 0.2)
+    assert at(wrong)[0] == at(right)[0]
+    assert at(wrong)[1].scale == -at(right)[1].scale != 0
+    assert abs(abs(descend(wrong).item()) - 0.6018) < 0.02  # the MSE-optimal step of N(0, 1) at 3 bits
     for tiny in (0.0, 1e-20, -1e-9):
-        value, slope = jax.value_and_grad(loss)(LSQ(jnp.full((1,), tiny, jnp.float32)))
+        value, slope = at(jnp.full((1,), tiny, jnp.float32))
         assert jnp.isfinite(value)
         assert jnp.isfinite(slope.scale).all()
 
@@ -132,7 +133,7 @@ def test_the_default_mask_is_the_papers_and_the_spec_may_choose_another():
     x = jnp.asarray([7.25, 7.0, 6.9, -8.4, 8.0]) * 0.5  # 7.25 and -8.4 round onto the grid from outside it
     for mask, passes in {None: [0, 1, 1, 0, 0], "rounded": [1, 1, 1, 1, 0], "none": [1, 1, 1, 1, 1]}.items():
         apply = make_quantizer("lsq", QuantSpec(mask=mask)).apply
-        slope = jax.grad(lambda x, apply=apply: apply(LSQ(jnp.full((1,), 0.5)), x, 4.0).sum())(x)
+        slope = jax.jit(jax.grad(lambda x, apply=apply: apply(LSQ(jnp.full((1,), 0.5)), x, 4.0).sum()))(x)
         np.testing.assert_array_equal(slope, passes)
 
 
@@ -144,16 +145,27 @@ def test_an_affine_grid_is_refused(signed):
 
 def test_lsq_net_computed_the_same():
     """Its per-channel gradients use the elements of the whole tensor; ours, of the channel: sqrt(channels) larger."""
+    modes = {"signed": {}, "symmetric": {"narrow": True}, "positive": {"signed": False}}
     cases = [case for case in golden_cases("lsqnet_lsq") if "note" in case[0]]  # the others have a step of our choice
     assert len(cases) == 24
+
+    @cache
+    def compiled(mode, per_step):
+        quantizer = make_quantizer(
+            "lsq", QuantSpec(granularity=per_channel(0) if per_step else PER_TENSOR, **modes[mode])
+        )
+
+        @jax.jit
+        def run(x, scale, dy, bits):
+            value, pullback = jax.vjp(lambda q, x: quantizer.apply(q, x, bits), LSQ(scale), x)
+            return quantizer.init(x, bits), value, *pullback(dy)
+
+        return run
+
     for case, arrays in cases:
-        mode = {"signed": {}, "symmetric": {"narrow": True}, "positive": {"signed": False}}[case["mode"]]
-        granularity = per_channel(0) if case["per_channel"] else PER_TENSOR
-        quantizer = make_quantizer("lsq", QuantSpec(granularity=granularity, **mode))
-        x, scale, bits = jnp.asarray(arrays["x"]), jnp.asarray(arrays["scale"]).reshape(-1, 1), float(case["bits"])
-        np.testing.assert_allclose(quantizer.init(x, bits).scale, scale, rtol=1e-6)
-        value, pullback = jax.vjp(lambda q, x, f=quantizer.apply, b=bits: f(q, x, b), LSQ(scale), x)
-        slope, dx = pullback(jnp.asarray(arrays["dy"]))
+        x, scale, dy = (jnp.asarray(array) for array in (arrays["x"], arrays["scale"].reshape(-1, 1), arrays["dy"]))
+        start, value, slope, dx = compiled(case["mode"], case["per_channel"])(x, scale, dy, jnp.float32(case["bits"]))
+        np.testing.assert_allclose(start.scale, scale, rtol=1e-6)
         np.testing.assert_allclose(value, arrays["y"], rtol=1e-6, atol=1e-6)
         np.testing.assert_allclose(dx, arrays["dx"], rtol=2e-5, atol=2e-5)
         wanted = arrays["dscale"].reshape(scale.shape) * np.sqrt(scale.size)

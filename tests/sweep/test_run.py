@@ -246,25 +246,6 @@ def test_seeds_are_trials_of_their_own(tmp_path):
 # ---- Interrupts
 
 
-def test_interrupted_between_qat_trials_the_same_command_continues(tmp_path, monkeypatch, capsys, finished_sweep):
-    config, output = write_small(tmp_path), tmp_path / "out"
-    store, count, after = qresearch.sweep.run._store, [], 5
-
-    def stop(*args):
-        if len(count) == after:
-            raise KeyboardInterrupt
-        count.append(store(*args))
-
-    monkeypatch.setattr(qresearch.sweep.run, "_store", stop)
-    assert sweep(config, output) == 130
-    assert capsys.readouterr().err == "stopped: finished trials are kept; the same command continues\n"
-    assert len(stored(output)) == after
-    monkeypatch.undo()
-    assert sweep(config, output) == 0
-    assert f"{7 - after} trials run, {after} found done, 0 failed" in capsys.readouterr().out
-    assert_equal(output, finished_sweep)
-
-
 def assert_equal(output, unbroken):
     """Every number of every record is the same bit for bit, and so are the scores of every example."""
     found, expected = stored(output), stored(unbroken)
