@@ -56,9 +56,8 @@ def main() -> None:
                 started = time.perf_counter()
                 run(model, params, qparams, bits.astype(np.float32), batches, digits.prepare)
                 column.append(time.perf_counter() - started)
-    print(
-        f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {options.allocations} allocations, median of {options.repeats}"
-    )
+    where = f"{jax.devices()[0].device_kind}, jax {jax.__version__}"
+    print(f"{where}, {options.allocations} allocations, median of {options.repeats}")
     for name, (first, further) in rows.items():
         print(f"{name:9} first {statistics.median(first):7.2f} s   further {statistics.median(further):7.2f} s")
 

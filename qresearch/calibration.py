@@ -9,15 +9,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from qresearch.qmodel import Bits, Params, QParams, QuantizedModel
 
 
 class MenuQParams(NamedTuple):
-    """The qparams of every site at every width of a menu: leaves [width, ...]. widths: [width] bits, ascending."""
+    """The qparams of every site at every width of a menu: leaves [width, ...]. widths: [width] bits, ascending.
+
+    rows: which row of ``bits`` each layer has. It is written down because a dict that passes through jit comes back
+    with its keys sorted, and the layers' order is that of execution.
+    """
 
     widths: Float[Array, " width"]
+    rows: dict[str, Int[Array, ""]]
     qparams: QParams
 
 
@@ -28,7 +33,8 @@ def calibrate(model: QuantizedModel, params: Params, x: Any, widths: Sequence[in
     menus unless given. The input ranges are those of the float model, not of one whose earlier layers are quantized.
     """
     chosen = jnp.asarray(sorted(set(widths or menu_widths(model))), jnp.float32)
-    return MenuQParams(chosen, _calibrator(model)(params, x, chosen))
+    rows = {layer.name: jnp.int32(row) for row, layer in enumerate(model.layers)}
+    return MenuQParams(chosen, rows, _calibrator(model)(params, x, chosen))
 
 
 def menu_widths(model: QuantizedModel) -> tuple[int, ...]:
@@ -42,8 +48,9 @@ def select(table: MenuQParams, bits: Bits) -> QParams:
     table).
     """
     picked: QParams = {}
-    for i, (name, sites) in enumerate(table.qparams.items()):
-        nearest = [jnp.argmin(jnp.abs(table.widths - bits[i, column])) for column in (0, 1)]
+    for name, sites in table.qparams.items():
+        own = jnp.asarray(bits)[table.rows[name]]
+        nearest = [jnp.argmin(jnp.abs(table.widths - own[column])) for column in (0, 1)]
         picked[name] = {
             operand: jax.tree.map(lambda leaf, index=index: leaf[index], sites[operand])
             for operand, index in zip(("weight", "input"), nearest)

@@ -61,10 +61,11 @@ class SiteRule:
             rounding=self.rounding,
         )
         quantizer = make_quantizer(self.quantizer, spec, **dict(self.options))
-        if self.granularity == "per_token" and "calibrates_in_apply" not in quantizer.traits:
+        by_position = self.granularity == "per_token" or (self.granularity == "per_group" and operand == "input")
+        if by_position and "calibrates_in_apply" not in quantizer.traits:
             raise GraphError(
-                f"quantizer '{self.quantizer}' keeps the scales of the calibration batch, whose tokens do not come again:"
-                " per_token needs a method that takes its range from every tensor anew, such as dynamic"
+                f"quantizer '{self.quantizer}' keeps the scales of the calibration batch, whose examples do not come"
+                f" again: {self.granularity} inputs need a method that takes its range from every tensor anew"
             )
         return quantizer
 

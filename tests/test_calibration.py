@@ -98,3 +98,16 @@ def test_select_is_traced():
 def test_operands_in_float_have_no_qparams():
     table = calibrate(model_of(Rule("*", SiteRule(), None)), PARAMS, X, (2, 4))
     assert all(sites["input"] is None for sites in select(table, jnp.full((2, 2), 4.0)).values())
+
+
+def test_select_follows_the_order_of_execution_and_not_of_names():
+    def fn(params, x):
+        return jnp.tanh(x @ params["z"]) @ params["a"]
+
+    params = {"z": jax.random.normal(jax.random.key(0), (4, 6)), "a": jax.random.normal(jax.random.key(1), (6, 3))}
+    x = jax.random.normal(jax.random.key(2), (16, 4))
+    model = quantize_model(fn, params, x)
+    table = calibrate(model, params, x, (2, 8))
+    chosen = select(table, jnp.asarray([[2.0, 2.0], [8.0, 8.0]]))
+    same(chosen["z"], jax.tree.map(lambda leaf: leaf[0], table.qparams["z"]))
+    same(chosen["a"], jax.tree.map(lambda leaf: leaf[1], table.qparams["a"]))

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from qresearch.numerics.search import count_below
+
 ITERATIONS = 60  # Lloyd's steps: 16 levels of a normal then have an error within 0.1 % of the optimal quantizer's
 BINS = 1024
 SAMPLE = 2**17  # elements: a level of 256 is then the mean of about 500 of them
@@ -29,7 +31,7 @@ def kmeans_levels(x: Float[Array, "..."], count: Int[Array, ""], size: int) -> F
     x = _sample(x.astype(jnp.float32).reshape(-1))
 
     def lloyd(_: int, levels: Array) -> Array:
-        nearest = jnp.searchsorted(thresholds(levels, count), x)
+        nearest = count_below(thresholds(levels, count), x)
         sums = jax.ops.segment_sum(x, nearest, size)
         members = jax.ops.segment_sum(jnp.ones_like(x), nearest, size)
         return jnp.where(members > 0.0, sums / jnp.maximum(members, 1.0), levels)

@@ -79,6 +79,7 @@ def percentile_range(percentile: float = 99.9) -> RangeMethod:
         low, high = jnp.quantile(sample(x.astype(jnp.float32), axes), ends, axis=axes, keepdims=True)
         return _around_zero(low, high, signed, symmetric)
 
+    method.__doc__ = percentile_range.__doc__
     return method
 
 

@@ -16,6 +16,7 @@ from qresearch.numerics.moments import mean_and_deviation, root_mean_square
 from qresearch.numerics.power_levels import LEVEL_SETS, MAX_WIDTH, level_table
 from qresearch.numerics.ranges import RANGES
 from qresearch.numerics.rounding import in_steps
+from qresearch.numerics.search import count_below
 from qresearch.numerics.straight_through import straight_through
 from qresearch.quantizers.base import Bits, Quantizer, QuantSpec, UnsupportedSpecError, at_width
 from qresearch.quantizers.require import require
@@ -73,7 +74,7 @@ def apot(spec: QuantSpec, /, *, levels: str = "additive", normalize: bool | None
             return Codes(jnp.round(v * qmax).astype(jnp.int32), in_steps(alpha, jnp.maximum(qmax, 1.0)), zero_point)
         width = jnp.minimum(jnp.floor(clamp_bits(bits)) - float(spec.signed), MAX_WIDTH).astype(jnp.int32)
         magnitudes = jnp.asarray(level_table(levels))[width]
-        nearest = jnp.searchsorted(thresholds(magnitudes, 1 << width), jnp.abs(v)).astype(jnp.int32)
+        nearest = count_below(thresholds(magnitudes, 1 << width), jnp.abs(v))
         if not spec.signed:
             return Codes(nearest, alpha, zero_point, magnitudes)
         zero = (1 << width) - 1  # the place of level 0 in the codebook: as many levels are below it

@@ -80,8 +80,8 @@ def dorefa(spec: QuantSpec, /, *, multiply_back: bool = True, one_bit_input: str
         grid, _ = quantize(x.astype(jnp.float32), clamp_bits(bits), rounding, None)
         return Codes(grid.code.astype(jnp.int32), grid.scale, grid.zero_point)
 
-    traits = {"rescales", "no_zero_level", "not_idempotent"} if spec.signed else {"rescales"}
-    return Quantizer(init, apply, encode, traits=frozenset(traits))
+    traits = frozenset({"rescales", "no_zero_level", "not_idempotent"} if spec.signed else ())
+    return Quantizer(init, apply, encode, traits=traits)
 
 
 class _Grid(NamedTuple):

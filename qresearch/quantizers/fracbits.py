@@ -57,14 +57,14 @@ def fracbits(spec: QuantSpec, /) -> Quantizer:
         return FracBits(jnp.maximum(-low, high))
 
     def apply(qparams: FracBits, x: Array, bits: Bits, *, key: Array | None = None) -> Array:
-        value = x.astype(jnp.float32)
-        mask, rounding = spec.mask or "unrounded", spec.rounding
+        wide = jnp.result_type(float)  # float32, and float64 where a test of the closed form has switched it on
+        value, mask, rounding = x.astype(wide), spec.mask or "unrounded", spec.rounding
 
         def quantize(width: Array) -> Array:
             quantized = fake_quant(value, *grid(qparams, width), mask=mask, rounding=rounding, key=key)
             return at_width(width, value, quantized)
 
-        return fractional(quantize, jnp.asarray(bits, jnp.float32)).astype(x.dtype)
+        return fractional(quantize, jnp.asarray(bits, wide)).astype(x.dtype)
 
     def encode(qparams: FracBits, x: Array, bits: Bits) -> Codes:
         return encode_uniform(x, *grid(qparams, jnp.round(jnp.asarray(bits, jnp.float32))), spec.rounding)

@@ -12,6 +12,7 @@ from qresearch.numerics.codes import Codes
 from qresearch.numerics.grid import clamp_bits
 from qresearch.numerics.kmeans import kmeans_levels, thresholds
 from qresearch.numerics.rounding import in_steps
+from qresearch.numerics.search import count_below
 from qresearch.numerics.straight_through import straight_through
 from qresearch.quantizers.base import Bits, Quantizer, QuantSpec, UnsupportedSpecError, at_width
 from qresearch.quantizers.require import require
@@ -56,12 +57,12 @@ def lut(spec: QuantSpec, /) -> Quantizer:
         """The table in ascending order, infinite beyond 2^bits, and the place of the nearest level."""
         used = jnp.arange(2**MAX_WIDTH) < _count(bits)
         levels = jnp.sort(jnp.where(used, qparams.levels, jnp.inf))
-        return levels, jnp.searchsorted(thresholds(stop_gradient(levels), _count(bits)), in_steps(x, qparams.scale))
+        return levels, count_below(thresholds(stop_gradient(levels), _count(bits)), in_steps(x, qparams.scale))
 
     def encode(qparams: LUT, x: Array, bits: Bits) -> Codes:
         levels, place = nearest(qparams, x, bits)
         codebook = jnp.where(jnp.isfinite(levels), levels, 0.0)
-        return Codes(place.astype(jnp.int32), qparams.scale, jnp.zeros_like(qparams.scale), codebook)
+        return Codes(place, qparams.scale, jnp.zeros_like(qparams.scale), codebook)
 
     def apply(qparams: LUT, x: Array, bits: Bits, *, key: Array | None = None) -> Array:
         value, scale = x.astype(jnp.float32), stop_gradient(qparams.scale)

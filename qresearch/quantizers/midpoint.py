@@ -32,7 +32,7 @@ def midpoint(spec: QuantSpec, /) -> Quantizer:
 
     The mid-rise uniform quantizer; at 4 bits the 16-bin look-up quantizer of field guides. The range is calibrated
     (``spec.range``, min-max by default) and serves every width; symmetric specs mirror it. No element inside it moves
-    by more than Δ / 2, and there is no level zero.
+    by more than Δ / 2, and there is no level zero. ACIQ's ranges are derived for this grid, "mse" fits one with a zero.
     ∂x̂/∂x = 1 inside the range, 0 outside (default mask "rounded"; "unrounded" ends at the outermost middles); ∂x̂/∂Δ as
     in ``fake_quant``, so that ``bits`` has its gradient; nothing is learned.
     Max, Quantizing for Minimum Distortion, 1960, https://doi.org/10.1109/TIT.1960.1057548 (its equal-step case).

@@ -13,6 +13,7 @@ from qresearch.numerics.grid import clamp_bits, integer_range, scale_from_range
 from qresearch.numerics.ranges import RANGES
 from qresearch.numerics.ratio import clipped_ratio
 from qresearch.numerics.rounding import in_steps
+from qresearch.numerics.search import count_below
 from qresearch.numerics.straight_through import straight_through
 from qresearch.quantizers.base import Bits, Quantizer, QuantSpec, at_width
 from qresearch.quantizers.n2uq_weights import n2uq_weights
@@ -67,22 +68,21 @@ def n2uq(spec: QuantSpec, /) -> Quantizer:
         begins = ends - lengths
         return jnp.where(used, begins, jnp.inf), ends[-1], jnp.where(used, lengths, 1.0)
 
-    def count_below(qparams: N2UQ, x: Array, bits: Bits) -> Array:
+    def codes_of(qparams: N2UQ, x: Array, bits: Bits) -> Array:
         begins, _, lengths = intervals(qparams, bits)
         v = in_steps(x, _positive(qparams.input_scale))
-        return jnp.searchsorted(begins + lengths / 2.0, v)
+        return count_below(begins + lengths / 2.0, v)
 
     def encode(qparams: N2UQ, x: Array, bits: Bits) -> Codes:
-        values = count_below(qparams, x, bits).astype(jnp.int32)
-        return Codes(values, qparams.output_scale, jnp.zeros_like(qparams.output_scale))
+        return Codes(codes_of(qparams, x, bits), qparams.output_scale, jnp.zeros_like(qparams.output_scale))
 
     def apply(qparams: N2UQ, x: Array, bits: Bits, *, key: Array | None = None) -> Array:
-        codes = count_below(stop_gradient(qparams), stop_gradient(x), bits).astype(jnp.float32)
+        codes = codes_of(stop_gradient(qparams), stop_gradient(x), bits).astype(jnp.float32)
         begins, end, lengths = intervals(qparams, bits)
         units = in_steps(stop_gradient(x), stop_gradient(_positive(qparams.input_scale)))
         inside = (units > begins[0]) & (units <= end)
         v = clipped_ratio(x, _positive(qparams.input_scale), begins[0], end)
-        place = jnp.maximum(jnp.searchsorted(stop_gradient(begins), stop_gradient(v)) - 1, 0)
+        place = jnp.maximum(count_below(stop_gradient(begins), stop_gradient(v)) - 1, 0)
         line = place.astype(jnp.float32) + (v - begins[place]) / lengths[place]
         x_hat = straight_through(codes, line, inside.astype(jnp.float32)) * qparams.output_scale
         return at_width(bits, x, x_hat.astype(x.dtype))

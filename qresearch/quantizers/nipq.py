@@ -14,6 +14,7 @@ from qresearch.numerics.fake_quant import fake_quant
 from qresearch.numerics.grid import clamp_bits, integer_range
 from qresearch.numerics.ranges import RANGES
 from qresearch.numerics.rounding import in_steps, ste_round
+from qresearch.numerics.search import count_below
 from qresearch.quantizers.base import Bits, Quantizer, QuantSpec, at_width
 from qresearch.quantizers.require import require
 
@@ -47,7 +48,7 @@ def error_noise(
     weights = jnp.where(jnp.abs(errors) <= 0.5, counted, 0.0).reshape(-1)
     histogram = jax.ops.segment_sum(weights, bins.reshape(-1), BINS)
     upper = jnp.cumsum(jnp.where(jnp.sum(histogram) > 0.0, histogram, 1.0))
-    drawn = jnp.searchsorted(upper, upper[-1] * jax.random.uniform(which, errors.shape), side="right")
+    drawn = count_below(upper, upper[-1] * jax.random.uniform(which, errors.shape), ties=True)
     place = jnp.minimum(drawn, BINS - 1).astype(jnp.float32) + jax.random.uniform(where, errors.shape)
     return place / BINS - 0.5
 

@@ -38,7 +38,9 @@ def test_levels_ascend_and_each_is_the_mean_of_what_is_nearest(seed):
         means = [np.asarray(x)[nearest == k].mean() for k in range(count) if (nearest == k).any()]
         kept = [levels[k] for k in range(count) if (nearest == k).any()]
         spread = float(x.max() - x.min())
-        np.testing.assert_allclose(kept, means, atol=0.02 * spread / np.sqrt(count))  # Lloyd's steps have nearly converged
+        np.testing.assert_allclose(
+            kept, means, atol=0.02 * spread / np.sqrt(count)
+        )  # Lloyd's steps have nearly converged
 
 
 def test_no_more_values_than_levels_are_kept_exactly():

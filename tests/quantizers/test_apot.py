@@ -32,7 +32,7 @@ def compiled(signed: bool, levels: str, normalize: bool | None = None):
 
 
 def test_the_authors_computed_the_same():
-    """Every weight and activation case; the authors' 2-bit weights are uniform, and so are the additive levels there."""
+    """Every weight and activation case; the authors' 2-bit weights are uniform, as the additive levels are there."""
     compared = 0
     for case, arrays in golden_cases("apot"):
         if "x" not in arrays:
@@ -101,12 +101,12 @@ def test_the_mask_says_where_gradients_pass():
         apply = apot(QuantSpec(signed=signed, mask=mask), normalize=False).apply
         slopes = jax.grad(lambda x, apply=apply: apply(APoT(alpha), x, 4.0).sum())(x)
         np.testing.assert_array_equal(slopes, wanted)
-    with pytest.raises(UnsupportedSpecError, match="apot.*'rounded'"):
+    with pytest.raises(UnsupportedSpecError, match=r"apot.*'rounded'"):
         apot(QuantSpec(mask="rounded"))
 
 
 def test_unknown_levels_are_refused_with_the_nearest_name():
-    with pytest.raises(GraphError, match="no levels 'additiv'.*'additive'"):
+    with pytest.raises(GraphError, match=r"no levels 'additiv'.*'additive'"):
         apot(QuantSpec(), levels="additiv")
 
 
@@ -127,7 +127,9 @@ def test_stored_codes_are_the_simulated_values():
     for levels in ("additive", "power_of_two", "uniform"):
         for signed in (True, False):
             quantizer = apot(QuantSpec(signed=signed), levels=levels)
-            both = jax.jit(lambda x, bits, q=quantizer: (q.apply(q.init(x, bits), x, bits), q.encode(q.init(x, bits), x, bits)))
+            both = jax.jit(
+                lambda x, bits, q=quantizer: (q.apply(q.init(x, bits), x, bits), q.encode(q.init(x, bits), x, bits))
+            )
             for bits in (1.0, 2.0, 5.0, 8.0, 12.0):
                 x_hat, codes = both(x, jnp.float32(bits))
                 np.testing.assert_array_equal(decode(codes), x_hat)

