@@ -74,4 +74,6 @@ def diffq(spec: QuantSpec, /, *, noise: str = "uniform", dynamic: bool | None = 
         return encode_uniform(x, *grid(qparams, x, bits), spec.rounding)
 
     traits = {"needs_key"} | ({"calibrates_in_apply", "passes_gradient"} if follows else set())
+    if follows and spec.range not in (None, "minmax", "absmax"):
+        traits.add("not_idempotent")  # a range that is searched for is another one on the quantized tensor
     return Quantizer(init, apply, encode, traits=frozenset(traits))

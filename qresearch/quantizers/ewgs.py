@@ -60,7 +60,7 @@ def ewgs(spec: QuantSpec, /, *, delta: float = 1e-3) -> Quantizer:
     start l at min x, 0 after a ReLU), or at ``spec.range``.
     Where we differ: the authors learn one output scale for a layer and start it from the outputs; here each site has
     its own, which starts at the interval's size, so that x̂ approximates x. δ is fixed (there also from Hessian traces).
-    u - l is floored above zero.
+    u - l is floored above zero, and |c| is used, as there.
     """
     require("ewgs", spec, "learns both ends of its interval", symmetric=True, narrow=False)
     require("ewgs", spec, "clips before it rounds to the nearest level", mask=None, rounding="half_even")
@@ -84,16 +84,16 @@ def ewgs(spec: QuantSpec, /, *, delta: float = 1e-3) -> Quantizer:
         return clipped_ratio(x.astype(jnp.float32) - qparams.lower, size, 0.0, 1.0)
 
     def apply(qparams: EWGS, x: Array, bits: Bits, *, key: Array | None = None) -> Array:
-        t, intervals = normalized(qparams, x), _intervals(bits, spec.signed)
+        t, intervals, scale = normalized(qparams, x), _intervals(bits, spec.signed), jnp.abs(qparams.output_scale)
         steps = stop_gradient(jnp.round(t * intervals - half) + half)
         q = scaled_gradient(delta / 2.0 if spec.signed else delta, t, steps / intervals)
         # (c / n) steps, as decoding has it, which rounds differently from c (steps / n); the gradient is that of c q
-        quantized = stop_gradient(steps * in_steps(qparams.output_scale, intervals))
-        x_hat = straight_through(quantized, qparams.output_scale * q, jnp.ones_like(q))
+        quantized = stop_gradient(steps * in_steps(scale, intervals))
+        x_hat = straight_through(quantized, scale * q, jnp.ones_like(q))
         return at_width(bits, x, x_hat.astype(x.dtype))
 
     def encode(qparams: EWGS, x: Array, bits: Bits) -> Codes:
-        intervals, scale = _intervals(bits, spec.signed), qparams.output_scale
+        intervals, scale = _intervals(bits, spec.signed), jnp.abs(qparams.output_scale)
         values = jnp.round(normalized(qparams, x) * intervals - half).astype(jnp.int32)
         return Codes(values, in_steps(scale, intervals), jnp.full_like(scale, -half))
 

@@ -45,7 +45,7 @@ def n2uq(spec: QuantSpec, /) -> Quantizer:
     Estimation, 2022, https://arxiv.org/abs/2111.14826.
     s and c start at the step of ``spec.range`` (mse; the authors start from the range [0, 2]), a at 1 and start at 0:
     uniform rounding. Where we differ: s and c are per granularity, start and a per tensor, all of them learned (there
-    they are per tensor). Above 8 bits there are 256 levels.
+    they are per tensor), as magnitudes, floored above zero. Above 8 bits there are 256 levels.
     """
     require("n2uq", spec, "has no zero-point", symmetric=True, narrow=False)
     require("n2uq", spec, "learns where it rounds and how it clips", mask=None, rounding="half_even")
@@ -74,7 +74,8 @@ def n2uq(spec: QuantSpec, /) -> Quantizer:
         return count_below(begins + lengths / 2.0, v)
 
     def encode(qparams: N2UQ, x: Array, bits: Bits) -> Codes:
-        return Codes(codes_of(qparams, x, bits), qparams.output_scale, jnp.zeros_like(qparams.output_scale))
+        scale = _positive(qparams.output_scale)
+        return Codes(codes_of(qparams, x, bits), scale, jnp.zeros_like(scale))
 
     def apply(qparams: N2UQ, x: Array, bits: Bits, *, key: Array | None = None) -> Array:
         codes = codes_of(stop_gradient(qparams), stop_gradient(x), bits).astype(jnp.float32)
@@ -84,7 +85,7 @@ def n2uq(spec: QuantSpec, /) -> Quantizer:
         v = clipped_ratio(x, _positive(qparams.input_scale), begins[0], end)
         place = jnp.maximum(count_below(stop_gradient(begins), stop_gradient(v)) - 1, 0)
         line = place.astype(jnp.float32) + (v - begins[place]) / lengths[place]
-        x_hat = straight_through(codes, line, inside.astype(jnp.float32)) * qparams.output_scale
+        x_hat = straight_through(codes, line, inside.astype(jnp.float32)) * _positive(qparams.output_scale)
         return at_width(bits, x, x_hat.astype(x.dtype))
 
     learnable = ("start", "lengths", "input_scale", "output_scale")
@@ -96,4 +97,5 @@ def _width(bits: Bits) -> Array:
 
 
 def _positive(scale: Array) -> Array:
+    """|scale|, never zero: the gradient of the absolute value keeps pushing a negative one back."""
     return jnp.maximum(jnp.abs(scale), 1e-35)

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -68,17 +68,21 @@ def test_the_nearest_level_is_found_at_every_width(signed, levels, build):
 
 def test_a_weight_is_quantized_as_it_is_normalised():
     weight = jax.random.normal(jax.random.key(0), (64, 32))
-    quantizer = apot(QuantSpec(granularity=per_channel(1)))
-    qparams = quantizer.init(weight, 4.0)
-    assert (qparams.alpha == 3).all()
-    x_hat = quantizer.apply(qparams, weight, 4.0)
     factor, offset = jnp.linspace(0.1, 5, 32).reshape(1, 32), jnp.linspace(-3, 3, 32).reshape(1, 32)
-    moved = quantizer.apply(qparams, weight * factor + offset, 4.0)
+
+    @partial(jax.jit, static_argnums=0)
+    def quantize(normalize, weight):
+        quantizer = apot(QuantSpec(granularity=per_channel(1)), normalize=normalize)
+        qparams = quantizer.init(weight, 4.0)
+        return quantizer.apply(qparams, weight, 4.0), qparams.alpha
+
+    x_hat, alpha = quantize(True, weight)
+    assert (alpha == 3).all()
+    moved, _ = quantize(True, weight * factor + offset)
     assert (jnp.abs(moved - x_hat) < 1e-5).mean() > 0.999  # but for elements at a threshold
     normalised = (weight - weight.mean(0, keepdims=True)) / weight.std(0, ddof=1, keepdims=True)
     assert ((x_hat - normalised) ** 2).mean() < 0.03
-    plain = apot(QuantSpec(granularity=per_channel(1)), normalize=False)
-    raw = plain.apply(plain.init(weight * factor, 4.0), weight * factor, 4.0)
+    raw, _ = quantize(False, weight * factor)
     assert (((raw - weight * factor) / factor) ** 2).mean() < 0.03
 
 
