@@ -181,9 +181,14 @@ def test_a_function_without_layers_is_refused_with_the_reason():
 
 def test_a_group_size_that_does_not_divide_is_refused():
     groups = SiteRule(granularity="per_group", group_size=5, range="minmax")
-    for rule in (Rule(weight=groups, input=TENSOR), Rule(weight=CHANNELS, input=groups)):
-        with pytest.raises(GraphError, match="group_size 5 does not divide"):
-            case("mlp", rule)
+    with pytest.raises(GraphError, match="group_size 5 does not divide"):
+        case("mlp", Rule(weight=groups, input=TENSOR))
+
+
+def test_groups_of_an_input_are_refused_where_scales_are_kept():
+    groups = SiteRule(granularity="per_group", group_size=4, range="minmax")
+    with pytest.raises(GraphError, match="keeps the scales of the calibration batch"):
+        case("mlp", Rule(weight=CHANNELS, input=groups))
 
 
 def test_groups_that_divide_have_a_scale_each():
