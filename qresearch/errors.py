@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 
 class QResearchError(Exception):
-    """Base of all errors a user can act on. ``exit_status``: 2 for bad input, 3 for a trial that failed."""
+    """Base of all errors a user can act on. ``exit_status``: what the command line ends with."""
 
     exit_status = 2
 
@@ -30,12 +30,6 @@ class GraphError(QResearchError):
 
 class BudgetError(QResearchError):
     """A budget that no allocation meets."""
-
-
-class TrainingError(QResearchError):
-    """A training run that stopped: the loss became NaN or infinite."""
-
-    exit_status = 3
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
