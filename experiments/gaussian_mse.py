@@ -59,7 +59,7 @@ def measure(
     def error(x: Array, bits: Array) -> Array:
         return jnp.mean((quantizer.apply(quantizer.init(x, bits), x, bits) - x) ** 2)
 
-    if "fixed_width" not in quantizer.traits:
+    if quantizer.width is None:
         return list(widths), [error(x, jnp.float32(bits)).item() for bits in widths]
     codes = jax.jit(lambda x: quantizer.encode(quantizer.init(x, 4.0), x, 4.0))(x)
     levels = np.unique(codes.values).size if codes.codebook is None else codes.codebook.size

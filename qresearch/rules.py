@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -14,8 +14,10 @@ from qresearch.numerics.granularity import PER_TENSOR, Granularity, per_channel,
 from qresearch.numerics.ranges import RANGES
 from qresearch.numerics.rounding import ROUNDINGS
 from qresearch.quantizers import Quantizer, QuantSpec, make_quantizer
+from qresearch.quantizers.base import UnsupportedSpecError
 
 Option = tuple[int, int]  # (weight_bits, input_bits); 0 prunes, 32 keeps float
+AUTO = "auto"
 GRANULARITIES = ("per_tensor", "per_channel", "per_group", "per_token")
 SHARED = ("one", "each")
 
@@ -29,7 +31,9 @@ class SiteRule:
     inputs of methods that take their range from every tensor anew (one scale for all that is summed into one output:
     for every index of the axes that are not contracted, and in a convolution for every example).
     signed: None decides from calibration data for an input (negative values seen?) and is True for a kernel.
-    range, mask, symmetric, narrow, rounding: see ``QuantSpec``. options: the method's own, as (name, value) pairs.
+    range: name in ``RANGES``; None for the method's own initialisation; "auto" is "mse" for a method that keeps a
+    calibrated range, and the method's own for the others (which take theirs from every tensor, or have none).
+    mask, symmetric, narrow, rounding: see ``QuantSpec``. options: the method's own, as (name, value) pairs.
     """
 
     quantizer: str = "minmax"
@@ -38,14 +42,14 @@ class SiteRule:
     signed: bool | None = None
     symmetric: bool = True
     narrow: bool = False
-    range: str | None = "mse"
+    range: str | None = AUTO
     mask: str | None = None
     rounding: str = "half_even"
     options: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         _known("granularity", self.granularity, GRANULARITIES)
-        _known("range", self.range, (None, *RANGES))
+        _known("range", self.range, (None, AUTO, *RANGES))
         _known("mask", self.mask, (None, *MASKS))
         _known("rounding", self.rounding, (*ROUNDINGS, "stochastic"))
 
@@ -56,11 +60,10 @@ class SiteRule:
             symmetric=self.symmetric,
             granularity=self._granularity(contraction, operand),
             narrow=self.narrow,
-            range=self.range,
             mask=self.mask,
             rounding=self.rounding,
         )
-        quantizer = make_quantizer(self.quantizer, spec, **dict(self.options))
+        quantizer = self._method(spec)
         by_position = self.granularity == "per_token" or (self.granularity == "per_group" and operand == "input")
         if by_position and "calibrates_in_apply" not in quantizer.traits:
             raise GraphError(
@@ -68,6 +71,28 @@ class SiteRule:
                 f" again: {self.granularity} inputs need a method that takes its range from every tensor anew"
             )
         return quantizer
+
+    @property
+    def width(self) -> int | None:
+        """The bits of a stored value where the method has its own width (binary, ternary, float formats), else None."""
+        spec = QuantSpec(symmetric=self.symmetric, narrow=self.narrow, mask=self.mask, rounding=self.rounding)
+        return self._method(spec).width
+
+    def _method(self, spec: QuantSpec) -> Quantizer:
+        """The quantizer for a specification, with the range of this rule."""
+
+        def make(spec: QuantSpec) -> Quantizer:
+            return make_quantizer(self.quantizer, spec, **dict(self.options))
+
+        if self.range != AUTO:
+            return make(replace(spec, range=self.range))
+        own = make(spec)
+        if "calibrates_in_apply" in own.traits:
+            return own
+        try:
+            return make(replace(spec, range="mse"))
+        except UnsupportedSpecError:
+            return own
 
     def _granularity(self, contraction: Contraction, operand: str) -> Granularity:
         contracting = contraction.weight_contracting if operand == "weight" else contraction.input_contracting
@@ -110,8 +135,10 @@ class Rule:
         return self.weight is not None or self.input is not None
 
     def options(self) -> tuple[Option, ...]:
-        """The menu, with 32 in place of the width of an operand that stays in float."""
-        pairs = ((32 if self.weight is None else w, 32 if self.input is None else a) for w, a in self.menu)
+        """The menu, with 32 in place of the width of an operand that stays in float, and its own width in place of
+        one that a method does not follow, so that costs are what is stored.
+        """
+        pairs = ((_stored_bits(self.weight, w), _stored_bits(self.input, a)) for w, a in self.menu)
         return tuple(dict.fromkeys(pairs))
 
 
@@ -136,6 +163,12 @@ def assign_rules(rules: Sequence[Rule], layers: Sequence[Layer], unreachable: Co
             )
     found = {layer.name: first[layer.name] for layer in layers}
     return {name: rules[i] for name, i in found.items() if i is not None and rules[i].quantizes}
+
+
+def _stored_bits(site: SiteRule | None, bits: int) -> int:
+    if site is None:
+        return 32
+    return bits if site.width is None or bits in (0, 32) else site.width
 
 
 def _token_axes(contraction: Contraction, operand: str) -> tuple[int, ...]:

@@ -25,6 +25,14 @@ def shared_path(*parts: str) -> Path:
     return path
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What one process runs: the tests of a file, which share fixtures, or of one quantizer, which share programs."""
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        name = callspec.params.get("name") if callspec and item.path.parent.name == "quantizers" else None
+        item.add_marker(pytest.mark.xdist_group(name or item.nodeid.partition("::")[0]))
+
+
 @pytest.fixture(scope="session")
 def cifar10_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """CIFAR-10 in its official layout: QRESEARCH_DATA if it holds one, else unpacked from the shared sprites."""

@@ -133,8 +133,22 @@ def test_list_of_one_kind(capsys, kind):
     assert main(["list", kind]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == kind
-    assert [line.split()[0] for line in lines[1:]] == sorted(REGISTRIES[kind])
-    assert all(len(line.split()) > 2 for line in lines[1:]), "every entry has a description"
+    entries = [line for line in lines[1:] if not line.startswith("   ")]
+    assert [line.split()[0] for line in entries] == sorted(REGISTRIES[kind])
+    assert all(len(line.split()) > 2 for line in entries), "every entry has a description"
+
+
+def test_list_of_quantizers_says_what_each_is(capsys):
+    assert main(["list", "quantizers"]) == 0
+    blocks = re.split(r"^  (?=\S)", capsys.readouterr().out, flags=re.MULTILINE)[1:]
+    for block in blocks:
+        shown = dict(re.findall(r"^ {6}(\w+) +(\S.*)$", block, re.MULTILINE))
+        assert {"paper", "learns", "stores", "grids", "granularity"} <= set(shown), block
+        assert re.search(r"[A-Z].*\b(19|20)\d\d\b.*https?://", shown["paper"]), block
+    of_binary = next(block for block in blocks if block.startswith("binary"))
+    assert "XNOR-Net: ImageNet Classification" in of_binary
+    assert re.search(r"stores +1-bit codes of a codebook", of_binary)
+    assert re.search(r"learns +scale$", next(block for block in blocks if block.startswith("lsq ")), re.MULTILINE)
 
 
 @pytest.mark.parametrize(("kind", "hint"), [("quantizer", "'quantizers'"), ("nothing", "allocators, costs, data")])

@@ -15,16 +15,9 @@ from qresearch.numerics.granularity import PER_TENSOR, per_channel, per_group
 from qresearch.numerics.ranges import RANGES
 from qresearch.qmodel import quantize_model
 from qresearch.quantizers import QUANTIZERS
-from qresearch.quantizers.dynamic import dynamic
 from qresearch.rules import GRANULARITIES, Rule, SiteRule, assign_rules, stays_float
 
 FLOAT = {"weight": None, "input": None}
-
-
-@pytest.fixture(autouse=True)
-def _dynamic_is_known(monkeypatch):
-    """per_token needs a method that is written but not registered yet: it fails conformance by a last bit."""
-    monkeypatch.setitem(QUANTIZERS, "dynamic", dynamic)
 
 
 def layers_of(name):
@@ -193,6 +186,29 @@ def test_tokens_are_quantized_alike_in_batches_of_any_size():
     louder = model.apply(params, qparams, jnp.concatenate([x[:1], 100 * x]), jnp.full((2, 2), 4.0))
     np.testing.assert_allclose(louder[0], whole[0], rtol=1e-5, atol=1e-6)
     assert not np.allclose(whole, fn(params, x), rtol=1e-3)
+
+
+def test_a_range_of_auto_is_mse_where_a_method_keeps_a_range():
+    layer, x = contraction("mlp"), jax.random.normal(jax.random.key(0), contraction("mlp").weight_shape)
+
+    def qparams(*arguments, **options):
+        return SiteRule(*arguments, **options).build(layer, "weight", True).init(x, 3.0)
+
+    np.testing.assert_array_equal(qparams("minmax").high, qparams("minmax", range="mse").high)
+    assert (qparams("minmax").high < qparams("minmax", range=None).high).all()
+    np.testing.assert_array_equal(qparams("lut").levels, qparams("lut", range=None).levels)
+    for name in QUANTIZERS:  # every method can be named without knowing which ranges it takes
+        SiteRule(name).build(layer, "weight", True)
+    with pytest.raises(GraphError, match="lut"):
+        SiteRule("lut", range="mse").build(layer, "weight", True)
+
+
+def test_the_options_of_a_method_with_its_own_width_are_what_it_stores():
+    menu = ((0, 8), (2, 8), (4, 8), (32, 8))
+    assert Rule(weight=SiteRule("binary"), menu=menu).options() == ((0, 8), (1, 8), (32, 8))
+    assert Rule(weight=SiteRule("lsq"), menu=menu).options() == menu
+    fp4 = SiteRule("mx", options=(("element", "fp4_e2m1"),))
+    assert Rule(weight=fp4, input=None, menu=menu).options() == ((0, 32), (4, 32), (32, 32))
 
 
 def test_tokens_need_an_input_and_a_method_without_kept_scales():

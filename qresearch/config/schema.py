@@ -137,7 +137,7 @@ class TrainConfig(Section):
 
 class SiteConfig(Section):
     """How one kind of site is quantized. ``signed`` None: decided from calibration data. ``options``: the method's
-    own.
+    own. ``range``: see ``qresearch list ranges``; "own" is the method's own start, "auto" mse where it keeps a range.
     """
 
     quantizer: Name = "minmax"
@@ -145,7 +145,7 @@ class SiteConfig(Section):
     group_size: Count | None = None
     signed: bool | None = None
     symmetric: bool = True
-    range: Name = "mse"
+    range: Name = "auto"
     mask: Literal["rounded", "unrounded", "none"] | None = None
     narrow: bool = False
     rounding: Literal["half_even", "floor", "ceil", "toward_zero", "stochastic"] = "half_even"

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from qresearch.errors import GraphError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Granularity:
     """Which elements share a scale. Build with ``PER_TENSOR``, ``per_channel(...)`` or ``per_group(...)``.
 
@@ -19,6 +19,12 @@ class Granularity:
 
     keep: tuple[int, ...] = ()
     group: tuple[int, int] | None = None
+
+    def __repr__(self) -> str:
+        """As it is built: errors print it."""
+        if self.group is not None:
+            return f"per_group({self.group[0]}, {self.group[1]})"
+        return f"per_channel({', '.join(map(str, self.keep))})" if self.keep else "per_tensor"
 
     def view(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """The view of x on which scales have the rank of x: per-group splits its axis into (groups, size)."""

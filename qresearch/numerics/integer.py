@@ -19,10 +19,12 @@ DimensionNumbers = tuple[tuple[Axes, Axes], tuple[Axes, Axes]]  # as lax.dot_gen
 def integer_dot(lhs: Codes, rhs: Codes, dimension_numbers: DimensionNumbers) -> Float[Array, "..."]:
     """``lax.dot_general`` of two quantized tensors: int8 products summed in int32, then scaled, in float32.
 
-    sum (a - za) (b - zb) = sum a b - za sum b - zb sum a + n za zb, times sa sb. The codes have the dtype int8 or uint8
-    (``narrow``, ``from_qtensor``). An axis that is summed over and along which a scale varies is summed after the
-    scaling: so are the groups of ``per_group``, for which the other operand and the dimension numbers are split too
-    (``split_axis``, ``split_dimension_numbers``). No sum overflows below 2^15 products.
+    sum (a - za) (b - zb) = sum a b - za sum b - zb sum a + n za zb, times sa sb. int32 holds four times that sum, since
+    zero-points may be halves (mid-rise grids: statsq, DoReFa weights); GraphError for any other that is not whole. The
+    codes have the dtype int8 or uint8 (``narrow``, ``from_qtensor``). An axis that is summed over and along which a
+    scale varies is summed after the scaling: so are the groups of ``per_group``, for which the other operand and the
+    dimension numbers are split too (``split_axis``, ``split_dimension_numbers``). No sum overflows below 2^13 products,
+    whatever the codes.
     """
     return _dot(lhs, rhs, dimension_numbers, _integer_dot)
 
@@ -58,29 +60,41 @@ def split_dimension_numbers(numbers: DimensionNumbers, position: int) -> Dimensi
 
 
 def as_int8(codes: Codes) -> tuple[Array, Array]:
-    """int8 codes and int32 zero-points that stand for the same numbers: unsigned codes are moved down by 128."""
-    zero_point = jnp.round(_uniform(codes).zero_point).astype(jnp.int32)
+    """int8 codes and twice their int32 zero-points, for the same numbers: unsigned codes are moved down by 128."""
+    twice = _twice_zero_point(codes).astype(jnp.int32)
     if codes.values.dtype in (jnp.int8, jnp.int4, jnp.int2):  # XLA on CPU compiles no int4 by int4 into int32
-        return codes.values.astype(jnp.int8), zero_point
+        return codes.values.astype(jnp.int8), twice
     if codes.values.dtype in (jnp.uint8, jnp.uint4, jnp.uint2):
-        return (codes.values.astype(jnp.int32) - 128).astype(jnp.int8), zero_point - 128
+        return (codes.values.astype(jnp.int32) - 128).astype(jnp.int8), twice - 256
     raise GraphError(f"integer contractions take int8 or uint8 codes, got {codes.values.dtype}: use narrow(...) first")
 
 
 def centred(codes: Codes) -> Array:
-    """code - zero_point in float32, an exact integer."""
-    return _uniform(codes).values.astype(jnp.float32) - jnp.round(codes.zero_point)
+    """code - zero_point in float32, a whole number of halves."""
+    return codes.values.astype(jnp.float32) - 0.5 * _twice_zero_point(codes)
 
 
-def _uniform(codes: Codes) -> Codes:
+def _twice_zero_point(codes: Codes) -> Array:
+    """2 zero_point, whole numbers in float32. (A traced zero-point cannot be looked at, and is rounded.)"""
     if codes.codebook is not None:
         raise GraphError("codes with a codebook have no integer contraction: decode them, or use a uniform method")
-    return codes
+    twice = 2.0 * codes.zero_point
+    if not isinstance(twice, jax.core.Tracer) and bool(jnp.any(twice != jnp.round(twice))):
+        raise GraphError(
+            "an integer contraction needs zero-points that are whole or half numbers, got others (a learned offset, or"
+            " bins between the extremes): decode the codes, or use a symmetric grid"
+        )
+    return jnp.round(twice)
+
+
+def from_quarters(total: Array) -> Array:
+    """A sum of products of halves that int32 holds four times, in float32; exact up to 2^24 quarters."""
+    return 0.25 * total.astype(jnp.float32)
 
 
 def rescale(total: Array, lhs_scale: Array, rhs_scale: Array) -> Array:
     """The one way from a sum of code products to values, so that integers and their simulation agree to the bit."""
-    return total.astype(jnp.float32) * (lhs_scale * rhs_scale)
+    return total * (lhs_scale * rhs_scale)
 
 
 def _dot(
@@ -107,7 +121,8 @@ def _integer_dot(lhs: Codes, rhs: Codes, numbers: DimensionNumbers) -> Array:
     a_sums = jnp.sum(a, axis=left, keepdims=True, dtype=jnp.int32)
     b_sums = jnp.sum(b, axis=right, keepdims=True, dtype=jnp.int32)
     (a_sums, b_sums), (za, zb) = _to_output(a_sums, b_sums, numbers), _to_output(za, zb, numbers)
-    return total - za * b_sums - zb * a_sums + math.prod(a.shape[axis] for axis in left) * (za * zb)
+    products = math.prod(a.shape[axis] for axis in left)
+    return from_quarters(4 * total - 2 * za * b_sums - 2 * zb * a_sums + products * (za * zb))
 
 
 def _float_dot(lhs: Codes, rhs: Codes, numbers: DimensionNumbers) -> Array:

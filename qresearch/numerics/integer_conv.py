@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from qresearch.errors import GraphError
 from qresearch.numerics.codes import Codes
-from qresearch.numerics.integer import as_int8, centred, rescale
+from qresearch.numerics.integer import as_int8, centred, from_quarters, rescale
 
 
 class Convolution(NamedTuple):
@@ -42,9 +42,9 @@ def integer_conv(lhs: Codes, rhs: Codes, convolution: Convolution) -> Float[Arra
     convolve = partial(_convolve, convolution, numbers, jnp.int32)
     for_channels = partial(jnp.repeat, repeats=b.shape[channel] // groups, axis=numbers.out_spec[1])
     za, zb = _in_output(za, zb, numbers)
-    total = convolve(a, b) - za * convolve(ones_a, b)
-    total = total - zb * for_channels(convolve(a, ones_b)) + za * zb * for_channels(convolve(ones_a, ones_b))
-    return rescale(total, *_in_output(lhs.scale, rhs.scale, numbers))
+    total = 4 * convolve(a, b) - 2 * za * convolve(ones_a, b)
+    total = total - 2 * zb * for_channels(convolve(a, ones_b)) + za * zb * for_channels(convolve(ones_a, ones_b))
+    return rescale(from_quarters(total), *_in_output(lhs.scale, rhs.scale, numbers))
 
 
 def simulated_conv(lhs: Codes, rhs: Codes, convolution: Convolution) -> Float[Array, "..."]:

@@ -6,6 +6,7 @@ from qresearch.numerics.range_method import Range, RangeMethod
 from qresearch.numerics.ranges_aciq import aciq_gauss_range, aciq_laplace_range
 from qresearch.numerics.ranges_entropy import entropy_range
 from qresearch.numerics.ranges_mse import mse_range
+from qresearch.numerics.ranges_sawb import sawb_range
 from qresearch.numerics.ranges_statistics import absmax_range, minmax_range, moving_average_range, percentile_range
 
 RANGES: dict[str, RangeMethod] = {
@@ -17,6 +18,9 @@ RANGES: dict[str, RangeMethod] = {
     "moving_average": moving_average_range,
     "mse": mse_range,
     "percentile": percentile_range(99.9),
+    "sawb": sawb_range,
 }
+# Ranges of a few densities and low widths: on other data, further bits may bring less than their six decibels.
+FITTED = frozenset({"sawb"})
 
-__all__ = ["RANGES", "Range", "RangeMethod", "minmax_range", "mse_range"]
+__all__ = ["FITTED", "RANGES", "Range", "RangeMethod", "minmax_range", "mse_range"]

@@ -6,13 +6,71 @@ import inspect
 from typing import Any
 
 from qresearch.errors import GraphError, did_you_mean
+from qresearch.quantizers.apot import apot
 from qresearch.quantizers.base import Factory, Quantizer, QuantSpec, on_view
+from qresearch.quantizers.bayesian_bits import bayesian_bits
+from qresearch.quantizers.binary import binary
+from qresearch.quantizers.diffq import diffq
+from qresearch.quantizers.dorefa import dorefa
+from qresearch.quantizers.dq import dq_u1, dq_u2, dq_u3
+from qresearch.quantizers.dsq import dsq
+from qresearch.quantizers.dynamic import dynamic
+from qresearch.quantizers.ewgs import ewgs
+from qresearch.quantizers.fracbits import fracbits
+from qresearch.quantizers.logarithmic import logarithmic
 from qresearch.quantizers.lsq import lsq
+from qresearch.quantizers.lsq_plus import lsq_plus
+from qresearch.quantizers.lut import lut
+from qresearch.quantizers.midpoint import midpoint
+from qresearch.quantizers.minifloat import fp4_e2m1, fp6_e2m3, fp6_e3m2, fp8_e4m3, fp8_e5m2
 from qresearch.quantizers.minmax import minmax
+from qresearch.quantizers.mx import mx
+from qresearch.quantizers.n2uq import n2uq
+from qresearch.quantizers.nf4 import nf4
+from qresearch.quantizers.nipq import nipq
+from qresearch.quantizers.pact import pact
+from qresearch.quantizers.power_of_two import power_of_two
+from qresearch.quantizers.qil import qil
+from qresearch.quantizers.statsq import statsq
+from qresearch.quantizers.ternary import ternary
+from qresearch.quantizers.tqt import tqt
+from qresearch.quantizers.ttq import ttq
 
 QUANTIZERS: dict[str, Factory] = {
+    "apot": apot,
+    "bayesian_bits": bayesian_bits,
+    "binary": binary,
+    "diffq": diffq,
+    "dorefa": dorefa,
+    "dq_u1": dq_u1,
+    "dq_u2": dq_u2,
+    "dq_u3": dq_u3,
+    "dsq": dsq,
+    "dynamic": dynamic,
+    "ewgs": ewgs,
+    "fp4_e2m1": fp4_e2m1,
+    "fp6_e2m3": fp6_e2m3,
+    "fp6_e3m2": fp6_e3m2,
+    "fp8_e4m3": fp8_e4m3,
+    "fp8_e5m2": fp8_e5m2,
+    "fracbits": fracbits,
+    "logarithmic": logarithmic,
     "lsq": lsq,
+    "lsq_plus": lsq_plus,
+    "lut": lut,
+    "midpoint": midpoint,
     "minmax": minmax,
+    "mx": mx,
+    "n2uq": n2uq,
+    "nf4": nf4,
+    "nipq": nipq,
+    "pact": pact,
+    "power_of_two": power_of_two,
+    "qil": qil,
+    "statsq": statsq,
+    "ternary": ternary,
+    "tqt": tqt,
+    "ttq": ttq,
 }
 
 

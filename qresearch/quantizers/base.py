@@ -65,12 +65,15 @@ class EncodeFn(Protocol):
 # What a method may declare about itself where it departs from the rule; the conformance suite tests each declaration.
 TRAITS = {
     "no_zero_level": "its grid has no zero: x = 0 is not kept",
-    "fixed_width": "its number of levels does not follow bits (binary, ternary, float formats)",
     "not_idempotent": "quantizing twice differs from quantizing once (it transforms or normalises x first)",
     "rescales": "the output approximates a transformed x, not x itself",
     "needs_key": "its training forward draws noise; without a key it rounds",
     "calibrates_in_apply": "its grid follows the tensor that it is given, so qparams hold no range",
     "passes_gradient": "its estimator gives x a gradient outside the grid too",
+    "learns_bits": "bits is its initial width (signed: from 2); then it is learned, and only 0 and 32 are obeyed",
+    "saturates": "from some width on, further bits add range and no precision",
+    "spare_levels": "its learnable table has room for its widest grid: entries that a width has no code for stay idle",
+    "doubling_widths": "bits is rounded down to a power of two; one bit leaves nothing",
 }
 
 
@@ -78,6 +81,7 @@ class Quantizer(NamedTuple):
     """A quantization method for one site.
 
     learnable: the fields of its qparams that training updates. traits: its declared departures, keys of ``TRAITS``.
+    width: the bits that a stored value takes, for a method whose number of levels does not follow bits; else None.
     """
 
     init: InitFn
@@ -85,6 +89,7 @@ class Quantizer(NamedTuple):
     encode: EncodeFn
     learnable: tuple[str, ...] = ()
     traits: frozenset[str] = frozenset()
+    width: int | None = None
 
 
 # ``factory(spec, **options) -> Quantizer``; options are the method's own static hyperparameters, keywords with

@@ -36,7 +36,7 @@ def binary(spec: QuantSpec, /, *, clip: float = 1.0, dynamic: bool | None = None
     require("binary", spec, "has two levels and no zero-point", symmetric=True)
     require("binary", spec, "takes signs and means, no range and no rounding", range=None, rounding="half_even")
     follows = spec.signed if dynamic is None else dynamic
-    traits = {"fixed_width", "no_zero_level"} if spec.signed else {"fixed_width"}
+    traits = {"no_zero_level"} if spec.signed else set()
     traits |= {"calibrates_in_apply", "passes_gradient"} if follows else set()  # the mean has a gradient everywhere
     traits |= {"passes_gradient"} if spec.mask == "none" else set()
     lowest = -1.0 if spec.signed else 0.0
@@ -71,4 +71,4 @@ def binary(spec: QuantSpec, /, *, clip: float = 1.0, dynamic: bool | None = None
         scale, up = at(qparams, x.astype(jnp.float32))
         return Codes(up.astype(jnp.int32), scale, jnp.zeros_like(scale), jnp.asarray([lowest, 1.0], jnp.float32))
 
-    return Quantizer(init, apply, encode, traits=frozenset(traits))
+    return Quantizer(init, apply, encode, traits=frozenset(traits), width=1)

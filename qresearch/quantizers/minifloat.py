@@ -90,4 +90,4 @@ def _minifloat(name: str, spec: QuantSpec) -> Quantizer:
     def encode(qparams: MiniFloat, x: Array, bits: Bits) -> Codes:
         return encode_float(x, qparams.scale, number, spec.signed, spec.rounding)
 
-    return Quantizer(init, apply, encode, traits=frozenset({"fixed_width"}))
+    return Quantizer(init, apply, encode, width=number.bits)

@@ -58,5 +58,5 @@ def mx(spec: QuantSpec, /, *, element: str = "fp8_e4m3", rounding: str | None = 
     def encode(qparams: MX, x: Array, bits: Bits) -> Codes:
         return encode_float(x, scale_of(x), number, spec.signed, rounds)
 
-    traits = {"fixed_width", "calibrates_in_apply"} | ({"passes_gradient"} if mask == "none" else set())
-    return Quantizer(init, apply, encode, traits=frozenset(traits))
+    traits = {"calibrates_in_apply"} | ({"passes_gradient"} if mask == "none" else set())
+    return Quantizer(init, apply, encode, traits=frozenset(traits), width=number.bits)

@@ -79,4 +79,4 @@ def nf4(spec: QuantSpec, /) -> Quantizer:
         values = nearest(x, qparams.scale).astype(jnp.int32)
         return Codes(values, qparams.scale, jnp.zeros_like(qparams.scale), codebook())
 
-    return Quantizer(init, apply, encode, traits=frozenset({"fixed_width"}))
+    return Quantizer(init, apply, encode, width=4)

@@ -38,7 +38,7 @@ def ternary(spec: QuantSpec, /, *, threshold: float = 0.7, dynamic: bool | None 
     require("ternary", spec, "has three levels around zero", symmetric=True)
     require("ternary", spec, "takes thresholds and means, no range and no rounding", range=None, rounding="half_even")
     follows = spec.signed if dynamic is None else dynamic
-    traits = {"fixed_width"} | ({"calibrates_in_apply"} if follows else set())
+    traits = {"calibrates_in_apply"} if follows else set()
     traits |= {"passes_gradient"} if spec.mask in (None, "none") else set()
 
     def grid_of(x: Array) -> tuple[Array, Array]:
@@ -65,4 +65,4 @@ def ternary(spec: QuantSpec, /, *, threshold: float = 0.7, dynamic: bool | None 
         slope = (jnp.abs(value) <= _REACH[spec.mask] * codes.scale).astype(jnp.float32)
         return at_width(bits, x, straight_through(decode(codes), value, slope).astype(x.dtype))
 
-    return Quantizer(init, apply, encode, traits=frozenset(traits))
+    return Quantizer(init, apply, encode, traits=frozenset(traits), width=2)

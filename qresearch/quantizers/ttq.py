@@ -72,7 +72,7 @@ def ttq(spec: QuantSpec, /, *, threshold: float = 0.05, dynamic: bool | None = N
         return Codes(1 + above.astype(jnp.int32) - below.astype(jnp.int32), one, 0.0 * one, codebook)
 
     learnable = ("positive", "negative") if spec.signed else ("positive",)
-    return Quantizer(init, apply, encode, learnable, frozenset({"fixed_width", "passes_gradient"}))
+    return Quantizer(init, apply, encode, learnable, frozenset({"passes_gradient"}), width=2)
 
 
 def _positive(level: Array) -> Array:

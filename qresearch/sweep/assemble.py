@@ -17,7 +17,7 @@ from qresearch.errors import DataError
 from qresearch.models import MODELS, Model, Variables, load_npz
 from qresearch.numerics.ranges import RANGES
 from qresearch.quantizers import QUANTIZERS
-from qresearch.rules import Rule, SiteRule
+from qresearch.rules import AUTO, Rule, SiteRule
 from qresearch.tasks import TASKS, Task
 from qresearch.training import Recipe
 
@@ -34,7 +34,7 @@ class Setup(NamedTuple):
 
 def known_names() -> KnownNames:
     """The names that config keys may have, from the registries."""
-    ranges = (*RANGES, OWN_RANGE)
+    ranges = (*RANGES, OWN_RANGE, AUTO)
     sites = {"quantizer": QUANTIZERS, "range": ranges}
     return {
         "task": TASKS,

@@ -12,7 +12,7 @@ KNOWN = {
     "model.name": {"digits_cnn": object(), "resnet20": object()},
     "quantize.weight.quantizer": {"minmax", "lsq"},
     "quantize.input.quantizer": {"minmax", "pact"},
-    "quantize.weight.range": {"mse", "minmax"},
+    "quantize.weight.range": {"auto", "mse", "minmax"},
     "allocation.allocator": ["uniform", "exact"],
 }
 TEXT = """\

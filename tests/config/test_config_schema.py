@@ -46,7 +46,7 @@ def test_defaults_are_the_documented_ones() -> None:
         "group_size": None,
         "signed": None,
         "symmetric": True,
-        "range": "mse",
+        "range": "auto",
         "mask": None,
         "narrow": False,
         "rounding": "half_even",

@@ -1,7 +1,7 @@
 """Integer contractions against NumPy's exact ones and against the simulation that holds the codes in float32.
 
-Every product is computed by NumPy in int64 from codes and zero-points; the scaling in float32 is one multiplication by
-one product of scales, so that the results can be, and are, compared bit for bit.
+Every product is computed by NumPy in float64, exactly, from codes and zero-points; the scaling in float32 is one
+multiplication by one product of scales, so that the results can be, and are, compared bit for bit.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ def test_an_integer_dot_is_exact_and_is_the_simulation(dot, choices, seed):
 
 @pytest.mark.parametrize("signed", [*itertools.product([True, False], repeat=2)])
 def test_the_widest_codes_of_a_long_sum_are_exact_where_float32_is_not(signed):
-    """32,000 products of 8-bit codes at the ends of their range: 2^31 is nearly reached, 2^24 long passed."""
-    size, numbers = 32_000, (((0,), (0,)), ((), ()))
+    """8,000 products of 8-bit codes at the ends of their range: 2^31 quarters are nearly reached, 2^24 long passed."""
+    size, numbers = 8_000, (((0,), (0,)), ((), ()))
     ends = [(-128, 127) if s else (0, 255) for s in signed]
     for a, b in itertools.product((0, 1), repeat=2):
         sides = []
@@ -94,7 +94,7 @@ def test_the_widest_codes_of_a_long_sum_are_exact_where_float32_is_not(signed):
             values = jnp.full((size,), code, jnp.int8 if s else jnp.uint8).at[0].set(code - (1 if end else -1))
             sides.append(Codes(values, jnp.ones(1), jnp.full((1,), float(zero_point))))
         total = (exact(sides[0]) * exact(sides[1])).sum()
-        assert 2**30 < abs(total) < 2**31
+        assert 2**28 < abs(total) < 2**29
         assert integer_dot(*sides, numbers) == np.float32(total)
         plain = [side._replace(zero_point=jnp.zeros(1)) for side in sides]
         assert integer_dot(*plain, numbers) == np.float32((exact(plain[0]) * exact(plain[1])).sum())
@@ -186,3 +186,5 @@ def test_what_has_no_integer_product_is_refused():
     for product in (integer_dot, simulated_dot):
         with pytest.raises(GraphError, match="codebook"):
             product(good, good._replace(codebook=jnp.arange(4.0)), numbers)
+        with pytest.raises(GraphError, match="whole or half numbers"):
+            product(good, good._replace(zero_point=0.3 * one), numbers)

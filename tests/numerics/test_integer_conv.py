@@ -19,17 +19,17 @@ LAYOUTS = (("NHWC", "HWIO", "NHWC"), ("NCHW", "OIHW", "NCHW"), ("NHWC", "OIHW", 
 
 
 def numpy_conv(a: np.ndarray, b: np.ndarray, convolution: Convolution) -> np.ndarray:
-    """The definition, in int64: zeros between and around the input, then a sum over every tap of the kernel."""
+    """The definition, in float64: zeros between and around the input, then a sum over every tap of the kernel."""
     numbers = jax.lax.conv_dimension_numbers(a.shape, b.shape, convolution.dimension_numbers)
     a, b = a.transpose(numbers.lhs_spec), b.transpose(numbers.rhs_spec)  # to (N, C, ...) and (O, I, ...)
     spatial, groups = a.ndim - 2, convolution.feature_group_count
     spread = [(size - 1) * step + 1 for size, step in zip(a.shape[2:], convolution.lhs_dilation)]
-    padded = np.zeros((*a.shape[:2], *(s + sum(p) for s, p in zip(spread, convolution.padding))), np.int64)
+    padded = np.zeros((*a.shape[:2], *(s + sum(p) for s, p in zip(spread, convolution.padding))))
     inside = [slice(p[0], p[0] + s, step) for s, p, step in zip(spread, convolution.padding, convolution.lhs_dilation)]
     padded[(slice(None), slice(None), *inside)] = a
     reach = [(size - 1) * step + 1 for size, step in zip(b.shape[2:], convolution.rhs_dilation)]
     counts = [(p - r) // s + 1 for p, r, s in zip(padded.shape[2:], reach, convolution.window_strides)]
-    total = np.zeros((a.shape[0], b.shape[0], *counts), np.int64)
+    total = np.zeros((a.shape[0], b.shape[0], *counts))
     channels = np.split(np.arange(a.shape[1]), groups), np.split(np.arange(b.shape[0]), groups)
     for tap in itertools.product(*(range(size) for size in b.shape[2:])):
         starts = [t * d for t, d in zip(tap, convolution.rhs_dilation)]

@@ -19,9 +19,9 @@ from qresearch.quantizers.base import UnsupportedSpecError
 
 SHAPE = (4, 6, 32)
 GRANULARITIES = {"per_tensor": PER_TENSOR, "per_channel": per_channel(1), "per_group": per_group(-1, 16)}
-# A method's own range, one that depends on the width and one that does not. The others are functions of the tensor that
-# their own tests cover, and not all of them promise an error that falls with bits.
-CALIBRATIONS = (None, "minmax", "mse")
+# Beside a method's own range, one that depends on the width and one that does not. The others are functions of the
+# tensor that their own tests cover at every granularity, and not all of them promise an error that falls with bits.
+CALIBRATIONS = {"per_tensor": (None,), "per_channel": (None, "minmax", "mse"), "per_group": (None,)}
 INTEGER_WIDTHS = tuple(range(1, 9))
 WIDTHS = (0, *INTEGER_WIDTHS, 16, 31, 32)
 
@@ -42,23 +42,34 @@ def label(name: str, spec: QuantSpec) -> str:
 
 
 ALL = [
-    (name, QuantSpec(signed, symmetric, granularity, range=range_name))
-    for name, signed, symmetric, granularity, range_name in itertools.product(
-        QUANTIZERS, (True, False), (True, False), GRANULARITIES.values(), CALIBRATIONS
+    (name, QuantSpec(signed, symmetric, GRANULARITIES[granularity], range=range_name))
+    for name, signed, symmetric, granularity in itertools.product(
+        QUANTIZERS, (True, False), (True, False), GRANULARITIES
     )
+    for range_name in CALIBRATIONS[granularity]
 ]
 
 
-def cases(without: tuple[str, ...] = (), **fixed: Any) -> pytest.MarkDecorator:
-    """Parametrizes over every accepted (name, spec) whose fields have the values given, and without these traits."""
+def cases(without: tuple[str, ...] = (), follows_bits: bool = False, **fixed: Any) -> pytest.MarkDecorator:
+    """Parametrizes over every accepted (name, spec) whose fields have the values given, and without these traits.
+
+    follows_bits: without the methods that have a width of their own.
+    """
     chosen = [
         (name, spec)
         for name, spec in ALL
         if all(getattr(spec, field) == value for field, value in fixed.items())
         and accepted(name, spec)
         and not make_quantizer(name, spec).traits.intersection(without)
+        and not (follows_bits and make_quantizer(name, spec).width)
     ]
     return pytest.mark.parametrize(("name", "spec"), chosen, ids=[label(*case) for case in chosen])
+
+
+def grid_widths(name: str, spec: QuantSpec) -> tuple[int, ...]:
+    """The widths of 1 to 8 bits that the method has a grid for: a learned signed one starts at 2, that is -1, 0, 1."""
+    learned = "learns_bits" in make_quantizer(name, spec).traits
+    return INTEGER_WIDTHS[1:] if learned and spec.signed else INTEGER_WIDTHS
 
 
 @cache
@@ -131,8 +142,10 @@ class Observer:
         return Observation(qparams, x_hat, again, codes, decode(codes).reshape(x.shape))
 
     def total(self, qparams: Any, x: jax.Array, bits: jax.Array) -> jax.Array:
+        """A weighted sum of the training forward: with a key where the method draws noise."""
         weights = jnp.cos(jnp.arange(x.size, dtype=jnp.float32)).reshape(x.shape)
-        return (self.quantizer.apply(qparams, x, bits) * weights).sum()
+        key = jax.random.key(0) if "needs_key" in self.quantizer.traits else None
+        return (self.quantizer.apply(qparams, x, bits, key=key) * weights).sum()
 
     def at(self, x: jax.Array, bits: float) -> Observation:
         width = jnp.asarray(bits, jnp.float32)

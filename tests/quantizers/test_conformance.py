@@ -26,6 +26,7 @@ from quantizer_cases import (
     assert_finite,
     cases,
     degenerate,
+    grid_widths,
     observed,
     observer,
     tensor,
@@ -110,16 +111,14 @@ def test_vmap_over_widths_is_a_loop(name, spec):
 # --- the grid --------------------------------------------------------------------------------------------------------
 
 
-def level_count(codes, bits, name, spec) -> int:
-    """2^bits; the entries of its codebook for a method whose number of levels does not follow bits."""
-    if codes.codebook is not None and "fixed_width" in observer(name, spec).quantizer.traits:
-        return codes.codebook.size
-    return 2**bits
+def level_count(name, spec, bits) -> int:
+    """2^bits, or 2^width of a method that has a width of its own."""
+    return 2 ** (observer(name, spec).quantizer.width or bits)
 
 
 @cases()
 def test_the_result_is_on_the_grid(name, spec):
-    for bits in INTEGER_WIDTHS:
+    for bits in grid_widths(name, spec):
         one = observed(name, spec, bits)
         view = np.asarray(spec.granularity.view(one.x_hat))
         scale = one.codes.scale
@@ -127,7 +126,7 @@ def test_the_result_is_on_the_grid(name, spec):
         assert all(scale.shape[axis] == 1 for axis in spec.granularity.shared_axes(view.ndim))
         groups = np.broadcast_to(np.arange(scale.size).reshape(scale.shape), view.shape)
         for group in range(scale.size):
-            assert len(np.unique(view[groups == group])) <= level_count(one.codes, bits, name, spec)
+            assert len(np.unique(view[groups == group])) <= level_count(name, spec, bits)
         if one.codes.codebook is None:
             units = view.astype(np.float64) / scale + one.codes.zero_point
             np.testing.assert_allclose(units, np.rint(units), atol=1e-4)
@@ -138,23 +137,24 @@ def test_the_result_is_on_the_grid(name, spec):
 
 @cases(without=("not_idempotent",))
 def test_quantizing_twice_is_quantizing_once(name, spec):
+    # A range that is taken anew, from extremes that are multiples of the scale, gives the scale again to a last bit.
+    last_bit = 2e-6 if "calibrates_in_apply" in observer(name, spec).quantizer.traits else 0.0
     for bits in (0, *INTEGER_WIDTHS, 16, 32):  # above 24 bits float32 holds no code exactly
         one = observed(name, spec, bits)
-        np.testing.assert_array_equal(one.again, one.x_hat, err_msg=f"{bits} bits")
+        np.testing.assert_allclose(one.again, one.x_hat, rtol=last_bit, atol=0, err_msg=f"{bits} bits")
 
 
 @cases()
 def test_simulated_is_integer(name, spec):
-    for bits in INTEGER_WIDTHS:
+    for bits in grid_widths(name, spec):
         one = observed(name, spec, bits)
         values = one.codes.values
         assert values.dtype == np.int32
         assert values.shape == spec.granularity.view(one.x_hat).shape
-        qmin, qmax = integer_range(bits, spec.signed)
+        qmin, qmax = integer_range(observer(name, spec).quantizer.width or bits, spec.signed)
         if one.codes.codebook is not None:
-            qmin, qmax = 0, level_count(one.codes, bits, name, spec) - 1
-        assert float(qmin) <= values.min()
-        assert values.max() <= float(qmax)
+            qmin, qmax = 0, level_count(name, spec, bits) - 1
+        assert int(qmin) <= values.min() <= values.max() <= int(qmax)
         np.testing.assert_array_equal(one.decoded, one.x_hat, err_msg=f"{bits} bits")
 
 
@@ -168,7 +168,7 @@ def test_pruned_at_zero_bits_and_float_at_thirty_two(name, spec):
     np.testing.assert_array_equal(run(tensor(spec.signed), 64).x_hat, x)
 
 
-@cases(without=("fixed_width", "rescales"))
+@cases(without=("rescales", "saturates", "doubling_widths"), follows_bits=True)
 def test_the_error_falls_with_bits(name, spec):
     x = np.asarray(tensor(spec.signed), np.float64)
     error = [((observed(name, spec, bits).x_hat - x) ** 2).sum() for bits in range(2, 9)]
@@ -216,14 +216,18 @@ def test_a_single_element_is_quantized_with_finite_gradients(name, spec):
 
 @cases(range=None)
 def test_every_learnable_leaf_and_the_input_receive_a_gradient(name, spec):
-    """On the tensor of the calibration or on a wider one: some parameters only feel the elements that they clip."""
+    """On the tensor of the calibration or on a wider one: some parameters only feel the elements that they clip.
+
+    Every entry of every leaf, but where entries are spare: there, some entry of every leaf.
+    """
+    enough = np.any if "spare_levels" in observer(name, spec).quantizer.traits else np.all
     for bits in INTEGER_WIDTHS[1:]:
         near, of_x, _ = observer(name, spec).gradients(tensor(spec.signed), bits)
         wide, _, _ = observer(name, spec).gradients(tensor(spec.signed), bits, stretch=1.5)
         assert (np.asarray(of_x) != 0).mean() > 0.4
         for field in observer(name, spec).quantizer.learnable:
             for leaf, other in zip(jax.tree.leaves(getattr(near, field)), jax.tree.leaves(getattr(wide, field))):
-                assert ((np.asarray(leaf) != 0) | (np.asarray(other) != 0)).all(), f"{field} at {bits} bits"
+                assert enough((np.asarray(leaf) != 0) | (np.asarray(other) != 0)), f"{field} at {bits} bits"
 
 
 # --- dtypes and keys -------------------------------------------------------------------------------------------------
@@ -245,7 +249,7 @@ def test_bfloat16_is_quantized_in_float32_and_returned(name, spec):
         np.testing.assert_array_equal(low, wide.astype(jnp.bfloat16))
 
 
-@cases(range=None, granularity=PER_TENSOR)
+@cases(without=("rescales",), range=None, granularity=PER_TENSOR)
 def test_stochastic_rounding_needs_a_key_and_is_unbiased(name, spec):
     spec = replace(spec, rounding="stochastic")
     if not accepted(name, spec):
@@ -284,10 +288,10 @@ def test_a_narrow_grid_leaves_its_code_out(name, spec):
     if not accepted(name, spec):
         return  # refused, clearly: the contract allows it
     narrow, x = Observer(name, spec), tensor(spec.signed)
-    for bits in INTEGER_WIDTHS:
+    for bits in grid_widths(name, spec):
         one = jax.tree.map(np.asarray, narrow.at(x, bits))
         assert_finite((one.qparams, one.x_hat), f"{bits} bits")
         np.testing.assert_array_equal(one.decoded, one.x_hat)
         if one.codes.codebook is None:
-            qmin, qmax = integer_range(bits, spec.signed, narrow=True)
-            assert float(qmin) <= one.codes.values.min() <= one.codes.values.max() <= float(qmax)
+            qmin, qmax = integer_range(narrow.quantizer.width or bits, spec.signed, narrow=True)
+            assert int(qmin) <= one.codes.values.min() <= one.codes.values.max() <= int(qmax)

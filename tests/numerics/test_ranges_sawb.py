@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qresearch.numerics.sawb import FULL, NARROW, PAPER, sawb_range
+from qresearch.numerics.ranges_sawb import FULL, NARROW, PAPER, sawb_range
 
 POINTS = (np.arange(40_000) + 0.5) / 40_000
 # The upper half of six symmetric densities, up to where the rest weighs nothing.
