@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from qresearch.numerics.rounding import ROUNDINGS, in_steps, rounding_noise, stochastic_round
+from qresearch.numerics.rounding import ROUNDINGS, in_steps, rounding_noise, stochastic_round, wide_dtype
 
 MASKS = ("rounded", "unrounded", "none")
 
@@ -27,7 +27,8 @@ def fake_quant(
     """Rounds x onto an integer grid and back: scale * (clip(round(x / scale) + zero_point, qmin, qmax) - zero_point).
 
     scale, zero_point, qmin, qmax are scalars or have the rank of x with ones on shared axes; the zero-point is rounded.
-    Computed in float32; the result has the dtype of x. qmin and qmax should be integers (they are clipped to as given).
+    Computed in float32 (``wide_dtype``); the result has the dtype of x. qmin and qmax should be integers (they are
+    clipped to as given).
 
     Gradients, with G the upstream gradient, "below" and "above" the elements that are clipped, "inside" the others:
       x           G inside, 0 elsewhere (the clipped straight-through estimator)
@@ -49,7 +50,7 @@ def fake_quant(
     if rounding == "stochastic" and key is None:
         raise ValueError("rounding='stochastic' needs a key: pass key=jax.random.key(...)")
     noise = rounding_noise(key, x) if rounding == "stochastic" and key is not None else None
-    scalars = (jnp.asarray(value, jnp.float32) for value in (scale, zero_point, qmin, qmax))
+    scalars = (jnp.asarray(value, wide_dtype(x)) for value in (scale, zero_point, qmin, qmax))
     return _fake_quant(mask, rounding, x, *scalars, noise)
 
 
@@ -79,7 +80,7 @@ def _forward(mask: str, rounding: str, *arguments: Array) -> tuple[Array, tuple[
 
 def _backward(mask: str, rounding: str, arguments: tuple[Array, ...], upstream: Array) -> tuple[Array | None, ...]:
     x, scale, zero_point, qmin, qmax, noise = arguments
-    gradient = upstream.astype(jnp.float32)
+    gradient = upstream.astype(wide_dtype(upstream))
     units = in_steps(x, scale)
     offset = jnp.round(zero_point)
     rounded = _round(units, rounding, noise)

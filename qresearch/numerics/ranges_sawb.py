@@ -10,8 +10,8 @@ from qresearch.numerics.range_method import Range
 
 # (c1, c2) of α = c1 sqrt(E w²) - c2 E|w| for consecutive widths, fitted by us as the paper describes: the α of least
 # squared error for six densities (normal, Laplace, logistic, uniform, triangular, von Mises with κ = 1), and the line
-# through α / E|w| against sqrt(E w²) / E|w|. tests/numerics/test_ranges_sawb.py repeats the fit. IBM's public constants for
-# the paper's own grid (PAPER) are 3.12, 2.064 at 2 bits, 7.509, 6.892 at 3 and 12.68, 12.80 at 4.
+# through α / E|w| against sqrt(E w²) / E|w|. tests/numerics/test_ranges_sawb.py repeats the fit. IBM's public
+# constants for the paper's own grid (PAPER) are 3.12, 2.064 at 2 bits, 7.509, 6.892 at 3 and 12.68, 12.80 at 4.
 # FULL: codes -2^(b-1) to 2^(b-1) - 1 in steps of α / (2^(b-1) - 1), from 2 bits.
 FULL = (
     (2.406, 1.702),

@@ -17,15 +17,20 @@ ROUNDINGS: dict[str, Callable[[Array], Array]] = {
 }
 
 
+def wide_dtype(x: Array) -> jnp.dtype:
+    """What quantizers compute in: float32, also for 16-bit x; float64 for the float64 of a closed form's test."""
+    return jnp.dtype(jnp.float64 if x.dtype == jnp.float64 else jnp.float32)
+
+
 def in_steps(x: Float[Array, "..."], scale: Float[Array, "..."]) -> Float[Array, "..."]:
-    """x / scale in float32, correctly rounded: the one division that every code comes from.
+    """x / scale in ``wide_dtype``, correctly rounded: the one division that every code comes from.
 
     XLA rewrites a division by a broadcast into x * (1 / scale), which moves ties to another code than NumPy, ONNX,
     LSQ's own code and Brevitas choose. Where a NaN of x would replace the scale (the quotient is NaN either way), the
     divisor is no broadcast, and nothing is materialized as behind an optimization barrier. (An x that is a constant of
     the compiled program is folded, and may be divided the other way.)
     """
-    return x.astype(jnp.float32) / jnp.where(jnp.isnan(x), jnp.nan, scale)
+    return x.astype(wide_dtype(x)) / jnp.where(jnp.isnan(x), jnp.nan, scale)
 
 
 def stochastic_round(x: Float[Array, "..."], noise: Float[Array, "..."]) -> Float[Array, "..."]:

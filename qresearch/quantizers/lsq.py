@@ -59,4 +59,4 @@ def lsq(spec: QuantSpec, /) -> Quantizer:
 
 def _positive(scale: Array) -> Array:
     """|scale|, never zero: the gradient of the absolute value keeps pushing a negative step back."""
-    return jnp.maximum(jnp.abs(scale.astype(jnp.float32)), 1e-12)
+    return jnp.maximum(jnp.abs(scale), 1e-12)

@@ -1,14 +1,14 @@
 """Gradients in float64, and the comparison with recorded vectors, for the tests of single methods.
 
-The shared primitive computes in float32. For a closed form to be compared to 1e-12, the straight-through composition
-takes its place in the module under test; what is then differentiated is that module's own code, in float64.
+Quantizers compute in float64 where x is float64, so that closed forms can be compared to 1e-12. Every gradient is taken
+twice: through the shared primitive's own rule, and by autodiff of the straight-through composition in its place.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -36,24 +36,35 @@ def composition(x, scale, zero_point, qmin, qmax, *, mask="rounded", rounding="h
 
 
 @contextmanager
-def float64(*modules: ModuleType) -> Iterator[None]:
-    """64-bit arrays, with the composition and a plain division in place of the float32 primitives of ``modules``."""
+def float64(composed: str | None = None) -> Iterator[None]:
+    """64-bit arrays; with the composition in place of the primitive in the file of the method ``composed``."""
     with pytest.MonkeyPatch.context() as patch, jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
-        for module in modules:
+        if composed is not None:
+            module = importlib.import_module(f"qresearch.quantizers.{composed}")
             patch.setattr(module, "fake_quant", composition)
-            patch.setattr(module, "in_steps", lambda x, scale: x / scale, raising=False)
         yield
 
 
-def gradients64(module: ModuleType, apply: Any, qparams: Any, x: np.ndarray, bits: float, upstream: np.ndarray) -> Any:
-    """(x̂, gradients of qparams, gradient of x) of a method's ``apply``, all in float64."""
-    with float64(module):
-        qparams = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), qparams)
-        x_hat, pullback = jax.vjp(lambda q, x: apply(q, x, bits), qparams, jnp.asarray(x, jnp.float64))
+def gradients64(name: str, apply: Any, qparams: Any, x: np.ndarray, bits: float, upstream: np.ndarray) -> Any:
+    """(x̂, gradients of qparams, gradient of x) of the ``apply`` of the file ``name``, in float64.
+
+    By the primitive's own rule, once it is seen to be what autodiff of the composition gives.
+    """
+
+    def run() -> Any:
+        wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), qparams)
+        x_hat, pullback = jax.vjp(lambda q, x: apply(q, x, bits), wide, jnp.asarray(x, jnp.float64))
         of_qparams, of_x = pullback(jnp.asarray(upstream, jnp.float64))
-        assert x_hat.dtype == of_x.dtype == jnp.float64
-        assert all(leaf.dtype == jnp.float64 for leaf in jax.tree.leaves(of_qparams))
-        return jax.tree.map(np.asarray, (x_hat, of_qparams, of_x))
+        found = (x_hat, of_qparams, of_x)
+        assert all(leaf.dtype == jnp.float64 for leaf in jax.tree.leaves(found))
+        return jax.tree.map(np.asarray, found)
+
+    with float64(composed=name):
+        autodiff = run()
+    with float64():
+        ours = run()
+    jax.tree.map(assert_exact, ours, autodiff)
+    return ours
 
 
 def samples(seed: int, size: int, deviation: float) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,6 @@ from closed_forms import assert_exact, gradients64, samples
 from qresearch.numerics.codes import decode
 from qresearch.numerics.granularity import per_channel
 from qresearch.quantizers import QuantSpec
-from qresearch.quantizers import dq as module
 from qresearch.quantizers.base import UnsupportedSpecError
 from qresearch.quantizers.dq import DQU1, DQU2, DQU3, dq_u1, dq_u2, dq_u3, learned_bits
 
@@ -53,7 +52,7 @@ def test_the_gradients_are_the_papers(name, signed, bits):
     wanted, slopes, of_x = closed_form(name, x, bits, d, signed)
     apply = FACTORIES[name](QuantSpec(signed=signed, granularity=PER_ELEMENT)).apply
     qparams = qparams_for(name, bits, d, signed)
-    x_hat, ours, ours_x = gradients64(module, apply, qparams, x, bits, upstream)
+    x_hat, ours, ours_x = gradients64("dq", apply, qparams, x, bits, upstream)
     assert_exact(x_hat, wanted)
     assert_exact(ours_x, upstream * of_x)
     for field, slope in zip(ours._fields, slopes, strict=True):

@@ -9,7 +9,6 @@ from closed_forms import assert_exact, float64, samples
 from qresearch.numerics.codes import decode
 from qresearch.numerics.granularity import per_channel
 from qresearch.quantizers import QuantSpec
-from qresearch.quantizers import fracbits as module
 from qresearch.quantizers.fracbits import FracBits, fracbits, fractional
 
 BOUND = 1.7
@@ -35,7 +34,7 @@ def test_the_closed_form_is_autodiff_in_float64(signed, bits):
     apply = fracbits(QuantSpec(signed=signed, granularity=per_channel(0))).apply
     low, high = (level(x, BOUND, np.floor(bits) + more, signed, upstream) for more in (0, 1))
     share = bits - np.floor(bits)
-    with float64(module):
+    with float64("fracbits"):
         arguments = FracBits(jnp.full(2000, BOUND, jnp.float64)), jnp.asarray(x), jnp.asarray(bits)
         x_hat, pullback = jax.vjp(lambda q, x, bits: apply(q, x, bits), *arguments)
         of_qparams, of_x, of_bits = pullback(jnp.asarray(upstream))

@@ -13,7 +13,6 @@ from qresearch.numerics.codes import decode
 from qresearch.numerics.granularity import PER_TENSOR, per_channel, per_group
 from qresearch.numerics.grid import integer_range
 from qresearch.quantizers import QuantSpec
-from qresearch.quantizers import lsq_plus as module
 from qresearch.quantizers.lsq_plus import LSQPlus, lsq_plus
 
 
@@ -38,7 +37,7 @@ def test_the_gradients_are_the_papers(signed, symmetric, bits):
     apply = lsq_plus(QuantSpec(signed=signed, symmetric=symmetric, granularity=per_channel(0))).apply
     wanted, of_scale, of_offset, of_x = closed_form(x, scale, offset, bits, signed, upstream)
     factor = np.float64(np.float32(1) / np.sqrt(np.float32(qmax)))  # a constant of training, computed in float32
-    x_hat, ours, ours_x = gradients64(module, apply, LSQPlus(scale, offset), x, bits, upstream)
+    x_hat, ours, ours_x = gradients64("lsq_plus", apply, LSQPlus(scale, offset), x, bits, upstream)
     assert_exact(x_hat, wanted)
     assert_exact(ours.scale, of_scale * factor)
     assert_exact(ours_x, of_x)

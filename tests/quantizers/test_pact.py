@@ -15,7 +15,6 @@ from qresearch.numerics.codes import decode
 from qresearch.numerics.granularity import per_channel
 from qresearch.numerics.ranges import RANGES
 from qresearch.quantizers import QuantSpec
-from qresearch.quantizers import pact as module
 from qresearch.quantizers.base import UnsupportedSpecError
 from qresearch.quantizers.pact import PACT, pact
 
@@ -37,7 +36,7 @@ def test_the_gradients_are_the_papers(signed, bits, even_levels):
     apply = pact(QuantSpec(signed=signed, granularity=per_channel(0)), even_levels=even_levels).apply
     bound = np.full(4000, BOUND)
     of_bound, of_x = closed_form(x, bound, signed, upstream)
-    _, ours, ours_x = gradients64(module, apply, PACT(bound), x, bits, upstream)
+    _, ours, ours_x = gradients64("pact", apply, PACT(bound), x, bits, upstream)
     assert_exact(ours.bound, of_bound)
     assert_exact(ours_x, of_x)
     assert (of_bound != 0).mean() > 0.1  # the comparison has something to compare

@@ -10,7 +10,6 @@ from qresearch.numerics.codes import decode
 from qresearch.numerics.fake_quant import fake_quant
 from qresearch.numerics.granularity import per_channel
 from qresearch.quantizers import QuantSpec
-from qresearch.quantizers import qil as module
 from qresearch.quantizers.base import UnsupportedSpecError
 from qresearch.quantizers.qil import QIL, qil
 
@@ -40,7 +39,7 @@ def test_the_gradients_are_the_transformations(signed, bits, gamma):
     qparams = QIL(center, distance, np.full(SIZE, gamma))
     wanted, slopes, of_x, _ = closed_form(x, center, distance, gamma, bits, signed)
     apply = qil(spec, learn_gamma=learn, multiply_back=False).apply
-    x_hat, ours, ours_x = gradients64(module, apply, qparams, x, bits, upstream)
+    x_hat, ours, ours_x = gradients64("qil", apply, qparams, x, bits, upstream)
     assert_exact(x_hat, wanted)
     assert_exact(ours_x, upstream * of_x)
     for field, slope in zip(QIL._fields[: 2 + learn], slopes, strict=False):
@@ -49,7 +48,7 @@ def test_the_gradients_are_the_transformations(signed, bits, gamma):
     assert learn or (ours.gamma == 0).all()
 
     back = qil(spec, learn_gamma=learn).apply  # times C + D: the product rule
-    x_hat, ours, ours_x = gradients64(module, back, qparams, x, bits, upstream)
+    x_hat, ours, ours_x = gradients64("qil", back, qparams, x, bits, upstream)
     assert_exact(x_hat, wanted * (center + distance))
     assert_exact(ours_x, upstream * of_x * (center + distance))
     for field, slope in zip(("center", "distance"), slopes, strict=False):

@@ -9,7 +9,6 @@ from closed_forms import assert_exact, gradients64, samples
 from qresearch.numerics.codes import decode
 from qresearch.numerics.granularity import per_channel
 from qresearch.quantizers import QuantSpec
-from qresearch.quantizers import tqt as module
 from qresearch.quantizers.base import UnsupportedSpecError
 from qresearch.quantizers.tqt import SMALLEST, TQT, power_of_two_scale, tqt
 
@@ -31,7 +30,7 @@ def test_the_gradients_are_the_papers(signed, bits):
     log2_threshold = np.resize([-0.7, 0.0, 0.3, 1.0, 1.6], 4000)
     apply = tqt(QuantSpec(signed=signed, granularity=per_channel(0))).apply
     wanted, of_threshold, of_x = closed_form(x, log2_threshold, bits, signed, upstream)
-    x_hat, ours, ours_x = gradients64(module, apply, TQT(log2_threshold), x, bits, upstream)
+    x_hat, ours, ours_x = gradients64("tqt", apply, TQT(log2_threshold), x, bits, upstream)
     assert_exact(x_hat, wanted)
     assert_exact(ours.log2_threshold, of_threshold)
     assert_exact(ours_x, of_x)

@@ -1,0 +1,1 @@
+PEERS = lambda name: {}
