@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_sweep import compilations
 from trained import MENU, uniform
 
 from qresearch.calibration import calibrate, menu_widths, select, select_many
@@ -90,9 +91,11 @@ def test_select_many_is_select_in_a_loop(trained_digits):
 def test_select_is_traced():
     table = calibrate(model_of(), PARAMS, X, (2, 8))
     compiled = jax.jit(lambda table, bits: select(table, bits))  # jax shares one cache between wrappers of a function
-    for width in (2.0, 5.0, 8.0):
-        compiled(table, jnp.full((2, 2), width))
-    assert compiled._cache_size() == 1
+    rows = [jnp.full((2, 2), width) for width in (2.0, 5.0, 8.0)]
+    with compilations() as names:
+        for bits in rows:
+            compiled(table, bits)
+    assert len(names) == 1
 
 
 def test_operands_in_float_have_no_qparams():
