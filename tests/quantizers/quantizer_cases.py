@@ -21,7 +21,14 @@ SHAPE = (4, 6, 32)
 GRANULARITIES = {"per_tensor": PER_TENSOR, "per_channel": per_channel(1), "per_group": per_group(-1, 16)}
 # Beside a method's own range, one that depends on the width and one that does not. The others are functions of the
 # tensor that their own tests cover at every granularity, and not all of them promise an error that falls with bits.
-CALIBRATIONS = {"per_tensor": (None,), "per_channel": (None, "minmax", "mse"), "per_group": (None,)}
+# Unsigned tensors are inputs, which have no groups.
+CALIBRATIONS = {
+    (True, "per_tensor"): (None,),
+    (True, "per_channel"): (None, "minmax", "mse"),
+    (True, "per_group"): (None,),
+    (False, "per_tensor"): (None, "mse"),
+    (False, "per_channel"): (None,),
+}
 INTEGER_WIDTHS = tuple(range(1, 9))
 WIDTHS = (0, *INTEGER_WIDTHS, 16, 31, 32)
 
@@ -43,10 +50,10 @@ def label(name: str, spec: QuantSpec) -> str:
 
 ALL = [
     (name, QuantSpec(signed, symmetric, GRANULARITIES[granularity], range=range_name))
-    for name, signed, symmetric, granularity in itertools.product(
-        QUANTIZERS, (True, False), (True, False), GRANULARITIES
+    for name, symmetric, ((signed, granularity), ranges) in itertools.product(
+        QUANTIZERS, (True, False), CALIBRATIONS.items()
     )
-    for range_name in CALIBRATIONS[granularity]
+    for range_name in ranges
 ]
 
 

@@ -95,7 +95,7 @@ def test_one_trace_serves_every_width(name, spec):
     assert len(traces) == 1
 
 
-@cases(signed=True, symmetric=True)
+@cases(signed=True, symmetric=True, granularity=GRANULARITIES["per_channel"])
 def test_vmap_over_widths_is_a_loop(name, spec):
     quantizer, x, widths = make_quantizer(name, spec), tensor(spec.signed), jnp.asarray(WIDTHS, jnp.float32)
     qparams = Program(jax.vmap(quantizer.init, in_axes=(None, 0)), quick=True)(x, widths)
