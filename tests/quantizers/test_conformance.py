@@ -262,8 +262,9 @@ def test_stochastic_rounding_needs_a_key_and_is_unbiased(name, spec):
     run = jax.jit(jax.vmap(lambda key: quantizer.apply(qparams, x[None, None], bits, key=key)[0, 0]))
     values = np.asarray(run(keys), np.float64)
     codes = quantizer.encode(qparams, x[None, None], bits)
-    levels = np.arange(*(int(end) + i for i, end in enumerate(integer_range(bits, spec.signed))))
-    levels = (levels if codes.codebook is None else np.asarray(codes.codebook)) - codes.zero_point.item()
+    reached = quantizer.encode(qparams, 1e4 * jnp.concatenate([x, -x])[None, None], bits).values
+    levels = np.arange(reached.min(), reached.max() + 1) if codes.codebook is None else np.asarray(codes.codebook)
+    levels = levels - codes.zero_point.item()
     levels = levels * codes.scale.item()
     widest = np.diff(np.sort(levels)).max()
     wanted = np.clip(np.asarray(x, np.float64), levels.min(), levels.max())
