@@ -6,6 +6,9 @@ import inspect
 from typing import Any
 
 from qresearch.errors import GraphError, did_you_mean
+from qresearch.numerics.fake_quant import MASKS
+from qresearch.numerics.ranges import RANGES
+from qresearch.numerics.rounding import ROUNDINGS
 from qresearch.quantizers.apot import apot
 from qresearch.quantizers.base import Factory, Quantizer, QuantSpec, on_view
 from qresearch.quantizers.bayesian_bits import bayesian_bits
@@ -77,7 +80,7 @@ QUANTIZERS: dict[str, Factory] = {
 def make_quantizer(name: str, spec: QuantSpec, **options: Any) -> Quantizer:
     """The method ``name`` for a site of this specification, with the method's own options.
 
-    GraphError for an unknown name or option, or a spec that the method does not define.
+    GraphError for an unknown name, option, range, mask or rounding, or a spec that the method does not define.
     """
     if name not in QUANTIZERS:
         raise GraphError(f"unknown quantizer '{name}'{did_you_mean(name, QUANTIZERS)}")
@@ -87,6 +90,10 @@ def make_quantizer(name: str, spec: QuantSpec, **options: Any) -> Quantizer:
         if option not in known:
             close = did_you_mean(option, known) if known else "; it has none"
             raise GraphError(f"quantizer '{name}' has no option '{option}'{close}")
+    for field, names in {"range": RANGES, "mask": MASKS, "rounding": (*ROUNDINGS, "stochastic")}.items():
+        value = getattr(spec, field)
+        if value is not None and value not in names:
+            raise GraphError(f"quantizer '{name}': unknown {field} '{value}'{did_you_mean(str(value), names)}")
     return on_view(spec.granularity, factory(spec, **options))
 
 

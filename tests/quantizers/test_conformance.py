@@ -68,6 +68,13 @@ def test_an_unknown_method_is_refused_with_the_nearest_name():
         make_quantizer(known + "x", QuantSpec())
 
 
+@pytest.mark.parametrize("name", QUANTIZERS)
+@pytest.mark.parametrize(("field", "value"), [("range", "msee"), ("mask", "round"), ("rounding", "half_up")])
+def test_an_unknown_choice_is_refused_with_the_nearest_name(name, field, value):
+    with pytest.raises(GraphError, match=f"'{name}': unknown {field} '{value}'"):
+        make_quantizer(name, QuantSpec(**{field: value}))
+
+
 # --- state -----------------------------------------------------------------------------------------------------------
 
 
