@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qresearch.report.front import Point, Problem
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _MARKERS = "osD^vPX"
 _LINES = ("-", "--", "-.", ":")
+_INSIDE, _COLUMN = 10, 22  # legend entries that fit into a panel, and into a column of its height beside it
 
 
 def front_png(points: Sequence[Point], on_front: Collection[int]) -> bytes:
@@ -27,7 +29,8 @@ def front_png(points: Sequence[Point], on_front: Collection[int]) -> bytes:
     from matplotlib.figure import Figure
 
     problems = sorted({point.problem for point in points})
-    figure = Figure(figsize=(7.2, 4.4 * len(problems)), dpi=120, layout="constrained")
+    columns = max((_columns(len(_series_of(points, problem))) for problem in problems), default=0)
+    figure = Figure(figsize=(7.2 + 2.5 * columns, 4.4 * len(problems)), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(problems), 1, squeeze=False)[:, 0]
     for axes, problem in zip(panels, problems):
@@ -39,7 +42,8 @@ def front_png(points: Sequence[Point], on_front: Collection[int]) -> bytes:
 
 def _panel(axes: Axes, problem: Problem, points: Sequence[tuple[bool, Point]]) -> None:
     quantized = [point for _, point in points if point.flow != "float"]
-    for index, series in enumerate(sorted({point.series for point in quantized})):
+    names = _series_of(quantized, problem)
+    for index, series in enumerate(names):
         _series(axes, index, [point for point in quantized if point.series == series])
     for _, point in points:
         if point.flow == "float":
@@ -54,7 +58,18 @@ def _panel(axes: Axes, problem: Problem, points: Sequence[tuple[bool, Point]]) -
     axes.set_ylabel(_literal(f"test {problem.score_name}"))
     axes.set_title(_literal(f"{problem.model} · {problem.data}"), fontsize=10)
     axes.grid(alpha=0.25)
-    axes.legend(fontsize=8)
+    columns = _columns(len(names))
+    beside: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "ncols": columns} if columns else {}
+    axes.legend(fontsize=7 if columns else 8, **beside)
+
+
+def _series_of(points: Sequence[Point], problem: Problem) -> list[str]:
+    return sorted({point.series for point in points if point.problem == problem and point.flow != "float"})
+
+
+def _columns(series: int) -> int:
+    """The columns of a legend beside the panel; 0 where it fits inside."""
+    return 0 if series <= _INSIDE else math.ceil((series + 2) / _COLUMN)
 
 
 def _series(axes: Axes, index: int, points: Sequence[Point]) -> None:

@@ -50,6 +50,15 @@ def test_one_panel_per_problem():
     assert heights[1] == 2 * heights[0]
 
 
+def test_a_legend_of_many_series_stands_beside_the_panel():
+    from matplotlib.image import imread
+
+    few, many = (points_of([make_record(quantizer=f"method{i}") for i in range(number)]) for number in (8, 60))
+    shapes = [imread(io.BytesIO(front_png(p, front(p))), format="png").shape for p in (few, many)]
+    assert shapes[1][0] == shapes[0][0]
+    assert shapes[1][1] > 1.5 * shapes[0][1]
+
+
 @pytest.mark.parametrize("name", ["a$b", "_hidden", r"$\frac$", "${", "<b>", "a\nb"])
 def test_strange_names_draw(name):
     found = points_of([make_record(quantizer=name, model=name, score_name=name), make_record(flow="float", model=name)])
