@@ -29,6 +29,14 @@ CALIBRATIONS = {
     (False, "per_tensor"): (None, "mse"),
     (False, "per_channel"): (None,),
 }
+# What the slow suite alone runs: for each of these fields, specifications that the fast one has differ in it alone.
+SLOW = {
+    (True, "per_channel"): {(True, "minmax"), (False, "minmax"), (False, "mse")},
+    (True, "per_tensor"): {(False, None)},
+    (True, "per_group"): {(False, None)},
+    (False, "per_tensor"): {(True, "mse")},
+    (False, "per_channel"): {(False, None)},
+}
 INTEGER_WIDTHS = tuple(range(1, 9))
 WIDTHS = (0, *INTEGER_WIDTHS, 16, 31, 32)
 
@@ -48,6 +56,12 @@ def label(name: str, spec: QuantSpec) -> str:
     return f"{name}-{signs}-{granularity}-{spec.range or 'own'}"
 
 
+def is_slow(spec: QuantSpec) -> bool:
+    """Whether only the slow suite runs this specification."""
+    granularity = next(key for key, value in GRANULARITIES.items() if value == spec.granularity)
+    return (spec.symmetric, spec.range) in SLOW[spec.signed, granularity]
+
+
 ALL = [
     (name, QuantSpec(signed, symmetric, GRANULARITIES[granularity], range=range_name))
     for name, symmetric, ((signed, granularity), ranges) in itertools.product(
@@ -63,14 +77,14 @@ def cases(without: tuple[str, ...] = (), follows_bits: bool = False, **fixed: An
     follows_bits: without the methods that have a width of their own.
     """
     chosen = [
-        (name, spec)
+        pytest.param(name, spec, id=label(name, spec), marks=[pytest.mark.slow] if is_slow(spec) else [])
         for name, spec in ALL
         if all(getattr(spec, field) == value for field, value in fixed.items())
         and accepted(name, spec)
         and not make_quantizer(name, spec).traits.intersection(without)
         and not (follows_bits and make_quantizer(name, spec).width)
     ]
-    return pytest.mark.parametrize(("name", "spec"), chosen, ids=[label(*case) for case in chosen])
+    return pytest.mark.parametrize(("name", "spec"), chosen)
 
 
 def grid_widths(name: str, spec: QuantSpec) -> tuple[int, ...]:
