@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from qresearch.data.dataset import Prepare, Split
+from qresearch.streaming import StreamedBatches, place_batches, wait
 from qresearch.tasks import Task
 
 
@@ -24,19 +25,23 @@ class Forward(Protocol):
 
 
 class Scores(NamedTuple):
-    """Per-example results, float32: [example], or [member, example] for a population."""
+    """Per-example results, float32: [example], or [member, example] for a population.
+
+    score: what ``task.score`` gives for each example, which may have further axes; ``task.reduce`` makes it a number.
+    """
 
     loss: Float[np.ndarray, "... example"]
-    score: Float[np.ndarray, "... example"]
+    score: Float[np.ndarray, "..."]
 
 
 class Batches(NamedTuple):
     """Examples cut into batches of one shape, so that one program serves them all. The last one is filled up.
 
-    inputs [batch, size, ...] and targets [batch, size, ...] live on the device; examples: how many are real.
+    inputs: the batches [size, ...], one array [batch, size, ...] on the device, or read one by one where the data are
+    streamed. targets [batch, size, ...] live on the device; examples: how many are real.
     """
 
-    inputs: Array
+    inputs: Array | StreamedBatches
     targets: Array
     examples: int
 
@@ -46,10 +51,10 @@ def make_batches(split: Split, size: int, examples: int | None = None) -> Batche
     count = len(split) if examples is None else min(examples, len(split))
     batches = -(-count // size)
     # The filling repeats real examples: zeros may lie outside the data's domain.
-    order = np.arange(batches * size) % count
+    order = (np.arange(batches * size) % count).reshape(batches, size)
     return Batches(
-        jnp.asarray(split.inputs[order].reshape(batches, size, *split.inputs.shape[1:])),
-        jnp.asarray(split.targets[order].reshape(batches, size, *split.targets.shape[1:])),
+        place_batches(split.inputs, order),
+        jnp.asarray(split.targets[order]),
         count,
     )
 
@@ -69,7 +74,7 @@ def evaluate(
     chunk: int | None = None,
     on_done: Callable[[int], None] | None = None,
 ) -> Scores:
-    """Loss and score of every member of a population on every example: [member, example].
+    """Loss and score of every member of a population on every example: [member, example], see ``Scores``.
 
     members: a pytree whose leaves have a leading member axis; ``shared`` has none. ``chunk`` members run in one program
     under vmap; with 1, one compiled step is used again for each. on_done is called with the number of members finished.
@@ -79,11 +84,16 @@ def evaluate(
     step = compiled_step(forward, task, prepare, chunk > 1)
     rows: list[list[tuple[Array, Array]]] = []
     for own in _chunks(members, count, chunk):
-        rows.append([step(shared, own, x, y) for x, y in zip(batches.inputs, batches.targets)])
+        row: list[tuple[Array, Array]] = []
+        for x, y in zip(batches.inputs, batches.targets):
+            row.append(step(shared, own, x, y))
+            wait(row)
+        rows.append(row)
         if on_done is not None:
             jax.block_until_ready(rows[-1])
             on_done(min(len(rows) * chunk, count))
-    return Scores(*(_gather([[part[i] for part in row] for row in rows], count, batches.examples) for i in (0, 1)))
+    gather = functools.partial(_gather, count=count, examples=batches.examples, many=chunk > 1)
+    return Scores(*(gather([[part[i] for part in row] for row in rows]) for i in (0, 1)))
 
 
 @functools.lru_cache(maxsize=64)
@@ -107,7 +117,9 @@ def _chunks(members: Any, count: int, chunk: int) -> Iterator[Any]:
         yield jax.tree.map(lambda leaf, index=index: leaf[index], host)
 
 
-def _gather(rows: list[list[Array]], count: int, examples: int) -> np.ndarray:
-    """[member, example] from per-chunk lists of per-batch arrays ([size] or [chunk, size]), without the filling."""
-    members = [np.atleast_2d(np.concatenate([np.asarray(part) for part in row], axis=-1)) for row in rows]
-    return np.concatenate(members)[:count, :examples]
+def _gather(rows: list[list[Array]], count: int, examples: int, many: bool) -> np.ndarray:
+    """[member, example, ...] from per-chunk lists of per-batch arrays ([size, ...], with ``many`` [chunk, size, ...]),
+    without the filling.
+    """
+    members = [np.concatenate([np.asarray(part) for part in row], axis=int(many)) for row in rows]
+    return (np.concatenate(members) if many else np.stack(members))[:count, :examples]

@@ -34,7 +34,7 @@ def evaluate_population(
     chunk: int | None = None,
     on_done: Callable[[int], None] | None = None,
 ) -> Scores:
-    """Loss and score per example of n allocations of one model: [n, example]. One compilation serves any number.
+    """Loss and score per example of n allocations of one model: [n, example] (see ``Scores``), in one compilation.
 
     allocations: (weight_bits, input_bits) per layer. qparams: one set for all allocations, or a calibrated menu from
     which each takes the qparams of its widths. chunk: allocations in one program, 1 on CPU and 32 elsewhere by default.

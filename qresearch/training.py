@@ -13,13 +13,16 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
+from qresearch.augmentation import AUGMENTATIONS
 from qresearch.data.dataset import Dataset, Prepare, epoch_permutation
 from qresearch.errors import ConfigError, did_you_mean
 from qresearch.evaluation import Batches, default_chunk, evaluate
+from qresearch.streaming import make_feed, wait
 from qresearch.tasks import Task
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("cosine", "constant")
+AUGMENT_STREAM = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Recipe:
 
     optimizer: adam, adamw or sgd (with momentum). weight_decay acts on params, not on qparams; for adam and sgd it is
     an L2 gradient, for adamw decoupled. schedule: cosine to 0 or constant, after a linear warm-up. clip_norm: of the
-    global gradient.
+    global gradient. augment: a key of AUGMENTATIONS, applied to the training inputs.
     """
 
     epochs: int = 20
@@ -39,6 +42,7 @@ class Recipe:
     schedule: str = "cosine"
     warmup_epochs: int = 0
     clip_norm: float | None = None
+    augment: str = "none"
 
 
 class Program(NamedTuple):
@@ -122,14 +126,15 @@ class Trainer:
         state = _stack(states) if many else states[0]
         settings = [(trial.bits, jnp.float32(trial.learning_rate), jax.random.key(trial.seed)) for trial in trials]
         setting = _stack(settings) if many else settings[0]
-        inputs, targets = jnp.asarray(self.data.train.inputs), jnp.asarray(self.data.train.targets)
+        feed = make_feed(self.data.train)
         outcomes = [Trained((t.variables, t.qparams), (t.variables, t.qparams), 0, []) for t in trials]
         for epoch in range(1, self.recipe.epochs + 1):
             order = np.stack([self._order(trial.seed, epoch) for trial in trials])
-            losses = []
-            for batch in range(self.steps_per_epoch):
-                state, loss = step(state, setting, inputs, targets, order[:, batch] if many else order[0, batch])
+            losses: list[Array] = []
+            for inputs, targets, indices in feed(order if many else order[0]):
+                state, loss = step(state, setting, inputs, targets, indices)
                 losses.append(loss)
+                wait(losses)
             table = np.asarray(jnp.stack(losses)).reshape(self.steps_per_epoch, -1)
             members = [jax.tree.map(lambda leaf, i=i: leaf[i], state) for i in range(len(trials))] if many else [state]
             outcomes = [
@@ -165,15 +170,18 @@ class Trainer:
             "epoch": epoch,
             "train_loss": float(losses.mean(dtype=np.float64)),
             "validation_loss": float(scores.loss.mean(dtype=np.float64)),
-            "validation_score": float(scores.score.mean(dtype=np.float64)),
+            "validation_score": self.task.reduce(scores.score[0]),
         }
         if not np.isfinite(row["validation_loss"]):  # the last update of the epoch, which no training loss has seen
             step, loss = epoch * self.steps_per_epoch, row["validation_loss"]
             return outcome._replace(failure=_not_finite(loss, step, epoch, trial.learning_rate))
         last = (state.variables, state.qparams)
-        better = not outcome.history or _rank(row) > _rank(outcome.history[outcome.best_epoch - 1])
+        better = not outcome.history or self._rank(row) > self._rank(outcome.history[outcome.best_epoch - 1])
         best, best_epoch = (last, epoch) if better else (outcome.best, outcome.best_epoch)
         return Trained(last, best, best_epoch, [*outcome.history, row])
+
+    def _rank(self, row: dict[str, float]) -> tuple[float, float]:
+        return self.task.sign * row["validation_score"], -row["validation_loss"]
 
 
 def make_trainer(program: Program, task: Task, recipe: Recipe, data: Dataset, validation: Batches) -> Trainer:
@@ -200,20 +208,27 @@ def check_recipe(recipe: Recipe, data: Dataset, section: str = "recipe") -> None
             f"{section}.warmup_epochs {recipe.warmup_epochs} leaves nothing of {recipe.epochs} epochs; give at most"
             f" {longest}"
         )
-    for key, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+    for key, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("augment", tuple(AUGMENTATIONS))):
         given = getattr(recipe, key)
         if given not in known:
             raise ConfigError(f"{section}.{key}: unknown name '{given}'{did_you_mean(given, known)}")
+    # Boxes would stay where they were, and text has no pixels.
+    if recipe.augment != "none" and (len(data.example_shape) != 3 or data.train.targets.ndim != 1):
+        raise ConfigError(
+            f"{section}.augment '{recipe.augment}' is for images with one class each, not {data.name}; set it to none"
+        )
 
 
 def _step_function(
     program: Program, task: Task, prepare: Prepare, recipe: Recipe, transform: Any, steps: int
 ) -> Callable[..., tuple[State, Array]]:
-    schedule = _schedule(recipe, steps)
+    schedule, augment = _schedule(recipe, steps), AUGMENTATIONS[recipe.augment]
 
     def step(state: State, setting: Any, inputs: Array, targets: Array, indices: Array) -> tuple[State, Array]:
         bits, learning_rate, key = setting
-        x, y = prepare(inputs[indices]), targets[indices]
+        # A stream of its own, from a number that no step reaches: the program's noise is the same with and without.
+        crops = jax.random.fold_in(jax.random.fold_in(key, AUGMENT_STREAM), state.step)
+        x, y = prepare(augment(inputs[indices], crops)), targets[indices]
         learnable = program.learnable(state.qparams)
 
         def loss_of(trainable: tuple[Any, Any]) -> tuple[Array, dict[str, Any]]:
@@ -265,10 +280,6 @@ def _schedule(recipe: Recipe, steps: int) -> Callable[[Array], Array]:
 
 def _not_finite(loss: float, step: int, epoch: int, learning_rate: float) -> str:
     return f"the loss became {loss} at step {step} (epoch {epoch}); lower the learning rate (now {learning_rate:g})"
-
-
-def _rank(row: dict[str, float]) -> tuple[float, float]:
-    return row["validation_score"], -row["validation_loss"]
 
 
 def _stack(trees: Sequence[Any]) -> Any:

@@ -70,11 +70,12 @@ def read_file(path: Path) -> Split:
             f"cifar10: {path} has label {records[wrong[0], 0]} at record {wrong[0]} ({wrong.size} such records), "
             f"expected 0 to {CLASSES - 1}, so it is damaged; {WHERE}"
         )
-    return Split(_images(records), records[:, 0].astype(np.int32))
+    return Split(channels_last(records[:, 1:]), records[:, 0].astype(np.int32))
 
 
-def _images(records: UInt8[np.ndarray, "n 3073"]) -> UInt8[np.ndarray, "n 32 32 3"]:
-    return np.ascontiguousarray(records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+def channels_last(pixels: UInt8[np.ndarray, "n 3072"]) -> UInt8[np.ndarray, "n 32 32 3"]:
+    """Computes images from rows of 32x32 red, then green, then blue bytes."""
+    return np.ascontiguousarray(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
 
 
 def _split_indices(targets: Int32[np.ndarray, "n"]) -> tuple[np.ndarray, np.ndarray]:

@@ -10,10 +10,12 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
-from jaxtyping import Int, Int32, Shaped
+from jaxtyping import Int, Shaped
+
+from qresearch.errors import DataError
 
 FOLDER_VARIABLE = "QRESEARCH_DATA"
 
@@ -21,12 +23,28 @@ FOLDER_VARIABLE = "QRESEARCH_DATA"
 Prepare: TypeAlias = Callable[[Any], Any]
 
 
+class Streamed(Protocol):
+    """Inputs that stay on disk: an array of which ``[indices]``, an index array or a slice, reads just those."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, indices: Any, /) -> np.ndarray: ...
+
+
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Examples in memory. ``inputs``: uint8 or float, images [n, height, width, channels]; ``targets``: int32 [n]."""
+    """Examples, in memory or streamed. ``inputs``: images [n, height, width, channels] of uint8 or float, or token ids
+    int32 [n, length]; ``targets``: what the task expects of each, int32 [n] where that is a class.
+    """
 
-    inputs: Shaped[np.ndarray, "n ..."]
-    targets: Int32[np.ndarray, "n"]
+    inputs: Shaped[np.ndarray, "n ..."] | Streamed
+    targets: Shaped[np.ndarray, "n ..."]
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -59,6 +77,18 @@ def resolve_folder(folder: Path | None) -> Path | None:
         return Path(folder).expanduser()
     named = os.environ.get(FOLDER_VARIABLE)
     return Path(named).expanduser() if named else None
+
+
+def require_folder(name: str, folder: Path | None, where: str) -> Path:
+    """Returns the existing data folder; DataError, which says ``where`` to get the data, if none is given or it is
+    no folder.
+    """
+    resolved = resolve_folder(folder)
+    if resolved is None:
+        raise DataError(f"{name}: no data folder given, and the data are not part of qresearch; {where}")
+    if not resolved.is_dir():
+        raise DataError(f"{name}: the data folder {resolved} is not a folder; {where}")
+    return resolved
 
 
 def _permutation(seed: np.random.SeedSequence, n: int) -> Int[np.ndarray, "n"]:

@@ -85,4 +85,10 @@ def _row(path: Path) -> RunRow:
 
 def _best(done: list[Record]) -> Record | None:
     quantized = [record for record in done if record.flow != "float"] or done
-    return max(quantized, key=lambda record: float(record.metrics["validation"]["score"]), default=None)
+    return max(quantized, key=_validation, default=None)
+
+
+def _validation(record: Record) -> float:
+    """The validation score, larger for the better one."""
+    score = float(record.metrics["validation"]["score"])
+    return score if record.higher_is_better else -score

@@ -23,7 +23,9 @@ from qresearch.errors import DataError
 from qresearch.results import schema
 from qresearch.results.atomic import read_bytes, render_json
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+# What the fields that an older version lacks were always meant to be.
+_ADDED: dict[int, dict[str, Any]] = {1: {"higher_is_better": True}}
 Examples = Mapping[str, npt.NDArray[np.float32]]
 EXAMPLE_FIELDS = ("loss", "score")
 
@@ -34,8 +36,8 @@ class Record:
 
     key: sha256 of the resolved ``config``. budget: null, or a mapping from cost names to limits. bits: one
     ``[weight_bits, input_bits]`` per layer, 32 for float. costs: in the units of ``qresearch.cost``: average_bits,
-    size in kB, bops in millions per example, relative_bops as a share of the float model's. Scores: higher is better.
-    A failed trial has a ``reason``, and may have null costs and any part of the metrics.
+    size in kB, bops in millions per example, relative_bops as a share of the float model's. higher_is_better: of the
+    scores. A failed trial has a ``reason``, and may have null costs and any part of the metrics.
     """
 
     key: str
@@ -57,6 +59,7 @@ class Record:
     created: str
     reason: str | None = None
     examples_sha256: str | None = None
+    higher_is_better: bool = True
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -83,16 +86,23 @@ def decode_record(data: bytes, path: Path) -> Record:
     """The record in a file's bytes; ``path`` is for messages. ``DataError`` names the file and what is wrong."""
     content = _parse(data, path)
     version = content.get("schema_version")
-    if version != SCHEMA_VERSION:
+    if type(version) is not int or version not in {*_ADDED, SCHEMA_VERSION}:
         raise DataError(f"{path}: schema_version: expected {SCHEMA_VERSION}, got {version!r}")
     stored = content.pop("sha256", None)
     # The second test catches changes that JSON does not see, such as 1e-5 for 1e-05.
     if stored != content_hash(content) or render_json({**content, "sha256": stored}).encode() != data:
         raise DataError(f"{path}: sha256: the content was altered after it was written; run the trial again")
+    content = _upgraded(content)
     problem = next(_problems(content), None)
     if problem is not None:
         raise DataError(f"{path}: {problem}")
     return Record(**content)
+
+
+def _upgraded(content: dict[str, Any]) -> dict[str, Any]:
+    """An intact record of an older version as one of this version; one with a field that its version lacks as it is."""
+    added = _ADDED.get(content["schema_version"], {})
+    return content if added.keys() & content.keys() else {**content, **added, "schema_version": SCHEMA_VERSION}
 
 
 def read_record(path: Path) -> Record:
@@ -101,7 +111,10 @@ def read_record(path: Path) -> Record:
 
 
 def encode_examples(examples: Examples) -> bytes:
-    """The npz file of the scores and losses of the test examples (``[example]`` each, float32)."""
+    """The npz file of the scores and losses of the test examples (``[example]`` each, float32).
+
+    Their means are the record's test score and loss; of a score that is no mean, see ``qresearch.tasks.Task.shares``.
+    """
     arrays = {name: np.asarray(value, np.float32) for name, value in examples.items()}
     _check_examples(arrays, "examples")
     buffer = io.BytesIO()
@@ -203,6 +216,7 @@ _DONE: dict[str, schema.Check] = {
     "costs": schema.fields(dict.fromkeys(_COSTS, schema.not_negative)),
     "metrics": schema.fields({"test": _SPLIT, "validation": _SPLIT}, others=schema.number_tree),
     "score_name": schema.text,
+    "higher_is_better": schema.one_of(True, False),
     "seconds": schema.not_negative,
     "environment": schema.fields(_ENVIRONMENT, others=schema.json_value),
     "created": schema.utc_time,

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from qresearch.tasks.classification import classification
+from qresearch.tasks.detection import detection
+from qresearch.tasks.language_modelling import language_modelling
 from qresearch.tasks.task import Task
 
 TASKS: dict[str, Task] = {
     "classification": classification,
+    "detection": detection,
+    "language_modelling": language_modelling,
 }
 
 __all__ = ["TASKS", "Task"]

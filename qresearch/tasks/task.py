@@ -5,15 +5,44 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
-from jaxtyping import Array
+import numpy as np
+from jaxtyping import Array, Float
 
-# (outputs [batch, ...], targets [batch, ...]) -> float32 [batch]
-PerExample: TypeAlias = Callable[[Array, Array], Array]
+# (outputs [batch, ...], targets [batch, ...]) -> float32 [batch]; jittable.
+Loss: TypeAlias = Callable[[Array, Array], Array]
+# (outputs [batch, ...], targets [batch, ...]) -> float32 [batch, ...], what the score needs of each example; jittable.
+Evidence: TypeAlias = Callable[[Array, Array], Array]
+# evidence [example, ...] -> [example]; NumPy.
+Shares: TypeAlias = Callable[[np.ndarray], np.ndarray]
+
+
+def themselves(evidence: np.ndarray) -> np.ndarray:
+    """The shares of a score that is a mean over examples: the evidence."""
+    return evidence
 
 
 class Task(NamedTuple):
-    """``loss`` (lower is better) and ``score`` (higher is better, ``score_name`` in records), per example."""
+    """The loss (smaller is better) and the score (``score_name`` in records) of a task, per example.
 
-    loss: PerExample
-    score: PerExample
+    ``shares`` turns the evidence of a set of examples, as ``score`` finds it, into one number per example whose mean is
+    the score of the set and whose spread is the score's under resampling of the examples: θ + N ∂θ/∂wᵢ at equal weights
+    w (the infinitesimal jackknife: Efron, The Jackknife, the Bootstrap and Other Resampling Plans, 1982,
+    https://doi.org/10.1137/1.9781611970319). Of a mean that is the evidence itself. So records, intervals and paired
+    comparisons know one number per example, whatever the score is.
+    """
+
+    loss: Loss
+    score: Evidence
     score_name: str
+    higher_is_better: bool = True
+    shares: Shares = themselves
+
+    def reduce(self, evidence: Float[np.ndarray, "example ..."]) -> float:
+        """The score of a set of examples."""
+        # float64: the sum of large but finite values overflows float32.
+        return float(np.mean(self.shares(evidence), dtype=np.float64))
+
+    @property
+    def sign(self) -> int:
+        """1, or −1 where a smaller score is better: of two scores, the better one has the larger sign · score."""
+        return 1 if self.higher_is_better else -1

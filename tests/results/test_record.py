@@ -109,16 +109,22 @@ def test_missing_and_wrong_fields_are_named(field):
         decode_record(with_checksum({**content, field: {"not": ["expected"]} if field != "config" else 3}), PATH)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", True, None])
+@pytest.mark.parametrize("version", [0, 3, "2", 2.0, True, None])
 def test_other_schema_versions_are_refused(version):
     content = json.loads(encode_record(make_record()))
     content["schema_version"] = version
-    if version is True:  # equal to 1 in Python: refused by the field's check
-        with pytest.raises(DataError, match="schema_version"):
-            decode_record(with_checksum(content), PATH)
-        return
-    with pytest.raises(DataError, match=r"schema_version: expected 1, got"):
+    with pytest.raises(DataError, match=r"schema_version: expected 2, got"):
         decode_record(with_checksum(content), PATH)
+
+
+def test_records_of_the_first_version_are_read_and_their_scores_are_better_when_higher():
+    content = json.loads(encode_record(make_record())) | {"schema_version": 1}
+    with pytest.raises(DataError, match="schema_version: expected 2, got 1"):  # it has a field of the second
+        decode_record(with_checksum(content), PATH)
+    del content["higher_is_better"]
+    assert decode_record(with_checksum(content), PATH) == make_record()
+    with pytest.raises(DataError, match="altered"):
+        decode_record(with_checksum(content).replace(b"0.9", b"0.8"), PATH)
 
 
 def test_unknown_field_gets_a_suggestion():
