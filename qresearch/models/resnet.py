@@ -1,4 +1,4 @@
-"""CIFAR residual networks, ResNet-20 and ResNet-32.
+"""CIFAR residual networks, ResNet-20, ResNet-32 and ResNet-56.
 
 He, Zhang, Ren & Sun, "Deep Residual Learning for Image Recognition", 2015, https://arxiv.org/abs/1512.03385,
 section 4.2, with parameter-free shortcuts (option A). The padding is a symmetric 1 also at stride 2, where
@@ -12,15 +12,19 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from qresearch.models.model import Model, from_linen
+from qresearch.models.model import Model, from_linen, image
+
+CIFAR_IMAGE = image(32, 3)
 
 
-def _conv(features: int, strides: int, name: str) -> nn.Conv:
+def conv3x3(features: int, strides: int, name: str) -> nn.Conv:
+    """Builds a 3x3 convolution without bias."""
     he_normal = nn.initializers.he_normal()
     return nn.Conv(features, (3, 3), strides, padding=1, use_bias=False, kernel_init=he_normal, name=name)
 
 
-def _norm(train: bool, name: str) -> nn.BatchNorm:
+def batch_norm(train: bool, name: str) -> nn.BatchNorm:
+    """Builds a BatchNorm with torch's momentum (0.1 there) and epsilon."""
     return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, name=name)
 
 
@@ -40,8 +44,8 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Float[Array, "batch h w c"], train: bool) -> Float[Array, "batch h2 w2 c2"]:
-        x = nn.relu(_norm(train, "bn1")(_conv(self.features, self.strides, "conv1")(inputs)))
-        x = _norm(train, "bn2")(_conv(self.features, 1, "conv2")(x))
+        x = nn.relu(batch_norm(train, "bn1")(conv3x3(self.features, self.strides, "conv1")(inputs)))
+        x = batch_norm(train, "bn2")(conv3x3(self.features, 1, "conv2")(x))
         return nn.relu(x + shortcut(inputs, self.features, self.strides))
 
 
@@ -68,7 +72,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Float[Array, "batch h w c"], train: bool) -> Float[Array, "batch classes"]:
-        x = nn.relu(_norm(train, "bn1")(_conv(16, 1, "conv1")(inputs)))
+        x = nn.relu(batch_norm(train, "bn1")(conv3x3(16, 1, "conv1")(inputs)))
         for i, features in enumerate((16, 32, 64), start=1):
             x = Stage(features, 1 if i == 1 else 2, self.blocks, name=f"layer{i}")(x, train)
         return nn.Dense(self.classes, kernel_init=nn.initializers.he_normal(), name="linear")(x.mean((1, 2)))
@@ -76,9 +80,14 @@ class ResNet(nn.Module):
 
 def resnet20(classes: int) -> Model:
     """Returns ResNet-20: 20 layers, 269,722 parameters for 10 classes."""
-    return from_linen(ResNet(classes, blocks=3))
+    return from_linen(ResNet(classes, blocks=3), CIFAR_IMAGE)
 
 
 def resnet32(classes: int) -> Model:
     """Returns ResNet-32: 32 layers, 464,154 parameters for 10 classes."""
-    return from_linen(ResNet(classes, blocks=5))
+    return from_linen(ResNet(classes, blocks=5), CIFAR_IMAGE)
+
+
+def resnet56(classes: int) -> Model:
+    """Returns ResNet-56: 56 layers, 853,018 parameters for 10 classes (855,770 are those of projections, option B)."""
+    return from_linen(ResNet(classes, blocks=9), CIFAR_IMAGE)
