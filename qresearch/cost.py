@@ -74,7 +74,11 @@ COSTS: dict[str, Cost] = {
     "size": Cost(_size, lambda elements, macs: 8000.0, "kB", "weight storage; 1 kB is 8000 bits"),
     "bops": Cost(_bops, lambda elements, macs: 1e6, "Mbops", "bit-operations per example, in millions"),
     "average_bits": Cost(
-        _size, lambda elements, macs: float(np.sum(elements)), "bits", "weight bits, averaged over all weights"
+        # At least 1: products of data store no weights, and cost none.
+        _size,
+        lambda elements, macs: max(float(np.sum(elements)), 1.0),
+        "bits",
+        "weight bits, averaged over all weights",
     ),
 }
 
@@ -100,7 +104,7 @@ def relative_bops(macs: ArrayLike, bits: ArrayLike) -> Float[np.ndarray, "..."]:
     """
     m, widths = _counts("macs", macs), _widths(bits)
     _same_layers(m, m, widths)
-    return _bops(m, m, widths[..., 0], widths[..., 1]).sum(-1) / (m.sum() * FLOAT_BITS**2)
+    return _bops(m, m, widths[..., 0], widths[..., 1]).sum(-1) / (max(m.sum(), 1) * FLOAT_BITS**2)
 
 
 def _counts(name: str, values: ArrayLike) -> Int[np.ndarray, "layer"]:

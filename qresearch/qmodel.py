@@ -18,10 +18,11 @@ from qresearch.graph.handlers import record
 from qresearch.graph.trace import Function, refuse
 from qresearch.quantizers import Quantizer
 from qresearch.rules import Option, Rule, assign_rules, stays_float
-from qresearch.units import Unit, base_name, build_units, calibrate_unit, fake_quantize
+from qresearch.units import CORRECTIONS, Unit, base_name, build_units, calibrate_unit, quantized_output
 
 Params = Any
-QParams = dict[str, dict[str, Any]]  # layer name -> {"weight", "input"} -> the method's qparams; None where float
+# layer name -> {"weight", "input"} -> the method's qparams, None where float; and what PTQ found (``CORRECTIONS``)
+QParams = dict[str, dict[str, Any]]
 Bits = Float[Array, "layers 2"]  # (weight_bits, input_bits) of every layer; traced
 
 
@@ -29,13 +30,14 @@ Bits = Float[Array, "layers 2"]  # (weight_bits, input_bits) of every layer; tra
 class QuantizedModel:
     """``fn(params, x)`` with quantized layers. Bits are traced: one compiled ``apply`` serves every allocation.
 
-    units: the layers with their quantizers. unassigned: contractions that are not layers, and why. The float model's
-    params are used unchanged. Build with ``quantize_model``.
+    units: the layers with their quantizers. unassigned: contractions that are not layers, and why. rules: what it was
+    built with. The float model's params are used unchanged. Build with ``quantize_model``.
     """
 
     fn: Function
     units: tuple[Unit, ...]
     unassigned: tuple[Unassigned, ...]
+    rules: tuple[Rule, ...]
     graphs: dict[Any, Graph] = field(repr=False)
 
     @property
@@ -78,11 +80,8 @@ class QuantizedModel:
         units = {base_name(use.name): unit for unit in self.units for use in unit.uses}
 
         def quantize_layer(call: Call) -> tuple[Array, None]:
-            weight, x, unit = call.weight, call.input, units.get(call.site.base)
-            if unit is not None:
-                weight = fake_quantize(unit, "weight", weight, call)
-                x = fake_quantize(unit, "input", x, call)
-            return call.contract(weight, x), None
+            unit = units.get(call.site.base)
+            return (call.contract(call.weight, call.input) if unit is None else quantized_output(unit, call)), None
 
         return quantize_layer
 
@@ -90,7 +89,7 @@ class QuantizedModel:
         """The graph for inputs of x's shape: a jaxpr fixes its shapes, so each is traced once and kept."""
         key = _signature((params, x))
         if key not in self.graphs:
-            self.graphs[key] = trace(self.fn, params, x)
+            self.graphs[key] = _asked(trace(self.fn, params, x), self.rules)
         return self.graphs[key]
 
     def learnable(self, qparams: QParams) -> Any:
@@ -103,6 +102,7 @@ class QuantizedModel:
             unit.layer.name: {
                 "weight": mask(unit.weight, qparams[unit.layer.name]["weight"]),
                 "input": mask(unit.input, qparams[unit.layer.name]["input"]),
+                **{name: False for name in CORRECTIONS if name in qparams[unit.layer.name]},
             }
             for unit in self.units
         }
@@ -131,11 +131,11 @@ def quantize_model(fn: Function, params: Params, x: Any, rules: Sequence[Rule] =
     compile again. GraphError for a rule that matches nothing or a kernel that cannot be reached.
     """
     rules, arguments = tuple(rules), _Abstract((params, x))
-    graph = _trace_once(fn, arguments)
+    graph = _trace_once(fn, arguments, rules)
     assigned = _assign(rules, graph)
-    refuse([found for found in graph.unassigned if not stays_float(found.name, rules)])
-    undecided = any(rule.input is not None and rule.input.signed is None for rule in assigned.values())
-    negative = _negative_inputs(graph, params, x) if undecided else frozenset()
+    _refuse(graph, rules)
+    undecided = any(_undecided(assigned[layer.name], layer) for layer in graph.layers if layer.name in assigned)
+    negative = _negative_operands(graph, params, x) if undecided else frozenset()
     return _build(fn, arguments, rules, negative)
 
 
@@ -144,7 +144,7 @@ def sketch_model(fn: Function, params: Params, x: Any, rules: Sequence[Rule] = (
     unsigned.
     """
     rules, arguments = tuple(rules), _Abstract((params, x))
-    refuse([found for found in _trace_once(fn, arguments).unassigned if not stays_float(found.name, rules)])
+    _refuse(_trace_once(fn, arguments, rules), rules)
     return _build(fn, arguments, rules, frozenset())
 
 
@@ -163,25 +163,40 @@ class _Abstract:
         return isinstance(other, _Abstract) and self.signature == other.signature
 
 
+def _trace_once(fn: Function, arguments: _Abstract, rules: Sequence[Rule]) -> Graph:
+    return _asked(_traced(fn, arguments), rules)
+
+
 @functools.lru_cache(maxsize=64)
-def _trace_once(fn: Function, arguments: _Abstract) -> Graph:
+def _traced(fn: Function, arguments: _Abstract) -> Graph:
     return trace(fn, *arguments.tree)
 
 
+def _asked(graph: Graph, rules: Sequence[Rule]) -> Graph:
+    """The graph with the products and embedding look-ups that the rules ask for."""
+    return graph.asking(frozenset(layer.name for layer in graph.optional if not stays_float(layer.name, rules)))
+
+
+def _refuse(graph: Graph, rules: Sequence[Rule]) -> None:
+    """Raises GraphError for a layer that the rules quantize, but that cannot be reached."""
+    refuse([found for found in (*graph.unassigned, *graph.hidden) if not stays_float(found.name, rules)])
+
+
 @functools.lru_cache(maxsize=64)
-def _build(fn: Function, arguments: _Abstract, rules: tuple[Rule, ...], negative: frozenset[str]) -> QuantizedModel:
-    graph = _trace_once(fn, arguments)
+def _build(
+    fn: Function, arguments: _Abstract, rules: tuple[Rule, ...], negative: frozenset[tuple[str, str]]
+) -> QuantizedModel:
+    graph = _trace_once(fn, arguments, rules)
     if not graph.layers and any(rule.quantizes for rule in rules):
         why = "".join(f"; {found.name} ({found.source}): {found.reason}" for found in graph.unassigned[:1])
         raise GraphError(f"the function has no layers: no contraction has a kernel from params{why}")
-    signed = {layer.name: layer.name in negative for layer in graph.layers}
-    units = build_units(graph.layers, _assign(rules, graph), signed)
-    return QuantizedModel(fn, units, graph.unassigned, {arguments.signature: graph})
+    units = build_units(graph.layers, _assign(rules, graph), negative)
+    return QuantizedModel(fn, units, graph.unassigned, rules, {arguments.signature: graph})
 
 
 @functools.lru_cache(maxsize=64)
 def _twin(model: QuantizedModel, fn: Function, arguments: _Abstract) -> QuantizedModel:
-    graph = trace(fn, *arguments.tree)
+    graph = _asked(trace(fn, *arguments.tree), model.rules)
     names, own = {layer.name for layer in graph.layers}, {use.name for unit in model.units for use in unit.uses}
     if own - names:
         raise GraphError(f"the other function lacks the layers {sorted(own - names)}; it must use the same kernels")
@@ -190,30 +205,40 @@ def _twin(model: QuantizedModel, fn: Function, arguments: _Abstract) -> Quantize
     more = sorted(layer.name for layer in graph.layers if layer.parameter in kernels and layer.name not in known)
     if more:
         raise GraphError(f"the other function also uses {more}, which would stay in float; it must use them as often")
-    return QuantizedModel(fn, model.units, graph.unassigned, {arguments.signature: graph})
+    return QuantizedModel(fn, model.units, graph.unassigned, model.rules, {arguments.signature: graph})
 
 
 def _assign(rules: Sequence[Rule], graph: Graph) -> dict[str, Rule]:
-    return assign_rules(rules, graph.layers, [found.name for found in graph.unassigned if found.refused])
+    layers = dict.fromkeys((*graph.layers, *graph.optional))  # those that are asked for are in both
+    unreachable = [found.name for found in (*graph.unassigned, *graph.hidden) if found.refused]
+    return assign_rules(rules, tuple(layers), unreachable)
 
 
-def _negative_inputs(graph: Graph, params: Params, x: Any) -> frozenset[str]:
-    """The layers whose input takes negative values in the float model on the batch x."""
+def _undecided(rule: Rule, layer: Layer) -> bool:
+    """Whether it depends on data which operands are signed."""
+    sites = (rule.input, rule.weight) if layer.contraction.product else (rule.input,)
+    return any(site is not None and site.signed is None for site in sites)
+
+
+def _negative_operands(graph: Graph, params: Params, x: Any) -> frozenset[tuple[str, str]]:
+    """(layer, operand) of the data operands that take negative values in the float model on the batch x."""
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves((params, x))):
         raise GraphError(
             "signed=None needs a real calibration batch to look at: pass arrays, or set signed in the rule"
         )
 
     lowest = _lowest(graph)(params, x)
-    return frozenset(name for name, values in lowest.items() if bool(jnp.min(values) < 0))
+    found = ((name, operand, values) for name, operands in lowest.items() for operand, values in operands.items())
+    return frozenset((name, operand) for name, operand, values in found if bool(jnp.min(values) < 0))
 
 
 @functools.lru_cache(maxsize=64)
-def _lowest(graph: Graph) -> Callable[[Params, Any], dict[str, Array]]:
-    """The smallest input of every layer, compiled once per graph."""
+def _lowest(graph: Graph) -> Callable[[Params, Any], dict[str, dict[str, Array]]]:
+    """The smallest value of every layer's data operands, compiled once per graph."""
 
-    def minimum(call: Call) -> tuple[Array, Array]:
-        return call.contract(call.weight, call.input), jnp.min(call.input)
+    def minimum(call: Call) -> tuple[Array, dict[str, Array]]:
+        data = {"input": call.input} | ({"weight": call.weight} if call.site.contraction.product else {})
+        return call.contract(call.weight, call.input), {operand: jnp.min(x) for operand, x in data.items()}
 
     return jax.jit(lambda params, x: graph.run(minimum, params, x)[1])
 

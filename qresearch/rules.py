@@ -9,6 +9,7 @@ from typing import Any
 
 from qresearch.errors import GraphError, did_you_mean
 from qresearch.graph import Contraction, Layer
+from qresearch.graph.layer import EMBEDDING, PRODUCT, is_optional
 from qresearch.numerics.fake_quant import MASKS
 from qresearch.numerics.granularity import PER_TENSOR, Granularity, per_channel, per_group
 from qresearch.numerics.ranges import RANGES
@@ -20,6 +21,11 @@ Option = tuple[int, int]  # (weight_bits, input_bits); 0 prunes, 32 keeps float
 AUTO = "auto"
 GRANULARITIES = ("per_tensor", "per_channel", "per_group", "per_token")
 SHARED = ("one", "each")
+
+
+def _known(what: str, value: str | None, known: tuple[str | None, ...]) -> None:
+    if value not in known:
+        raise GraphError(f"unknown {what} '{value}'{did_you_mean(str(value), map(str, known))}")
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,12 @@ class SiteRule:
             return own
 
     def _granularity(self, contraction: Contraction, operand: str) -> Granularity:
+        if contraction.product and self.granularity not in ("per_tensor", "per_token"):
+            raise GraphError(
+                "both operands of a product are data, whose rows and columns are others in every batch: its rule must"
+                " have granularity per_tensor (or per_token, for a method that takes its range from every tensor anew)"
+                f" for weight and input, got {self.granularity} for its {operand}"
+            )
         contracting = contraction.weight_contracting if operand == "weight" else contraction.input_contracting
         if self.granularity == "per_tensor":
             return PER_TENSOR
@@ -103,13 +115,22 @@ class SiteRule:
         if self.granularity == "per_token":
             return per_channel(*_token_axes(contraction, operand))
         # A convolution lists its channel axis first and its window after it; a dot has channels only.
+        if not contracting:
+            raise GraphError("per_group needs entries of several elements, but what is looked up holds one each")
         axis = contracting[0] if contraction.kind == "conv_general_dilated" else contracting[-1]
         return per_group(axis, self.group_size or 0)
+
+
+KERNEL = SiteRule(granularity="per_channel")
 
 
 @dataclass(frozen=True)
 class Rule:
     """What happens to the layers whose name matches ``pattern`` (a glob; ``*`` also crosses ``/``).
+
+    Products of data (attention's) and embedding look-ups are layers only where a pattern that begins with ``product:``
+    or ``embedding:`` asks. A product's right operand is quantized as ``weight`` says (if left out, as ``input``), its
+    left one as ``input``. A look-up has the indices as its input, which stay as they are.
 
     weight, input: how each operand is quantized, None keeps it in float (both None: not a layer to allocate bits to).
     menu: the options these layers may take; a menu of one option pins them. shared: whether several uses of one
@@ -117,13 +138,15 @@ class Rule:
     """
 
     pattern: str = "*"
-    weight: SiteRule | None = field(default_factory=lambda: SiteRule(granularity="per_channel"))
+    weight: SiteRule | None = KERNEL
     input: SiteRule | None = field(default_factory=SiteRule)
     menu: tuple[Option, ...] = ((2, 2), (3, 3), (4, 4), (6, 6), (8, 8))
     shared: str = "one"
 
     def __post_init__(self) -> None:
         _known("shared", self.shared, SHARED)
+        if self.pattern.startswith(PRODUCT) and self.weight is KERNEL:  # left out: this object is nobody else's
+            object.__setattr__(self, "weight", self.input or SiteRule())
         # Rules are keys of memoized functions, so a menu written as lists becomes tuples.
         object.__setattr__(self, "menu", tuple((weight, input) for weight, input in self.menu))
         if not self.menu:
@@ -150,11 +173,12 @@ def assign_rules(rules: Sequence[Rule], layers: Sequence[Layer], unreachable: Co
     for a rule that matches no layer (a misspelt pattern would leave the model silently in float), or that never
     applies because earlier rules took all its layers.
     """
-    names = [*(layer.name for layer in layers), *unreachable]
-    first = {name: next((i for i, rule in enumerate(rules) if fnmatchcase(name, rule.pattern)), None) for name in names}
+    every = [*(layer.name for layer in layers), *unreachable]
+    first = {name: next((i for i, rule in enumerate(rules) if _matches(rule, name)), None) for name in every}
     for i, rule in enumerate(rules):
-        matched = [name for name in names if fnmatchcase(name, rule.pattern)]
-        if not matched and names:
+        names = [name for name in every if is_optional(name) == is_optional(rule.pattern)]
+        matched = [name for name in names if _matches(rule, name)]
+        if not matched and (names or is_optional(rule.pattern)):
             close = did_you_mean(rule.pattern.strip("*/"), {*names, *(name.split("/")[0] for name in names)})
             raise GraphError(f"rule pattern '{rule.pattern}' matches no layer{close}")
         if names and i not in first.values() and rule.pattern != "*":
@@ -162,7 +186,19 @@ def assign_rules(rules: Sequence[Rule], layers: Sequence[Layer], unreachable: Co
                 f"rule pattern '{rule.pattern}' never applies: earlier rules match all its layers; put it first"
             )
     found = {layer.name: first[layer.name] for layer in layers}
-    return {name: rules[i] for name, i in found.items() if i is not None and rules[i].quantizes}
+    chosen = {name: _as_applied(rules[i], name) for name, i in found.items() if i is not None}
+    return {name: rule for name, rule in chosen.items() if rule.quantizes}
+
+
+def _matches(rule: Rule, name: str) -> bool:
+    """Whether the pattern takes a layer of this name: one that is optional must be asked for by its own prefix."""
+    prefix = next((prefix for prefix in (PRODUCT, EMBEDDING) if name.startswith(prefix)), "")
+    return rule.pattern.startswith(prefix) and fnmatchcase(name, rule.pattern)
+
+
+def _as_applied(rule: Rule, name: str) -> Rule:
+    """The rule as the layer of this name takes it: the indices of a look-up are never quantized."""
+    return replace(rule, input=None) if name.startswith(EMBEDDING) else rule
 
 
 def _stored_bits(site: SiteRule | None, bits: int) -> int:
@@ -172,7 +208,9 @@ def _stored_bits(site: SiteRule | None, bits: int) -> int:
 
 
 def _token_axes(contraction: Contraction, operand: str) -> tuple[int, ...]:
-    """The axes of an input that are not summed over; a convolution's window sums over its spatial axes too."""
+    """The axes of data that are not summed over; a convolution's window sums over its spatial axes too."""
+    if operand == "weight" and contraction.product:
+        return contraction.channel_axes
     if operand == "weight":
         raise GraphError("per_token is a granularity of inputs: give a kernel per_tensor, per_channel or per_group")
     if contraction.kind == "conv_general_dilated":
@@ -181,12 +219,7 @@ def _token_axes(contraction: Contraction, operand: str) -> tuple[int, ...]:
     return tuple(axis for axis in range(len(contraction.input_shape)) if axis not in summed)
 
 
-def _known(what: str, value: str | None, known: tuple[str | None, ...]) -> None:
-    if value not in known:
-        raise GraphError(f"unknown {what} '{value}'{did_you_mean(str(value), map(str, known))}")
-
-
 def stays_float(name: str, rules: Sequence[Rule]) -> bool:
     """Whether the rules leave a layer of this name in float."""
-    rule = next((rule for rule in rules if fnmatchcase(name, rule.pattern)), None)
-    return rule is None or not rule.quantizes
+    rule = next((rule for rule in rules if _matches(rule, name)), None)
+    return rule is None or not _as_applied(rule, name).quantizes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from qresearch.errors import GraphError
 from qresearch.graph import Call, Layer
 from qresearch.quantizers import Quantizer
-from qresearch.rules import Rule
+from qresearch.rules import Rule, SiteRule
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,20 +27,23 @@ class Unit:
     input: Quantizer | None
 
 
-def build_units(layers: Sequence[Layer], rules: Mapping[str, Rule], signed: Mapping[str, bool]) -> tuple[Unit, ...]:
-    """The units of the layers that have a rule, in the order of execution. signed: of each layer's input, by its
-    name.
+def build_units(
+    layers: Sequence[Layer], rules: Mapping[str, Rule], negative: Collection[tuple[str, str]]
+) -> tuple[Unit, ...]:
+    """The units of the layers that have a rule, in the order of execution. negative: (layer's name, "input" or
+    "weight") of all data operands that take negative values.
     """
     uses: dict[str, list[Layer]] = {}
     for layer in layers:
         if layer.name in rules:
             uses.setdefault(_unit_name(layer, rules[layer.name]), []).append(layer)
     # All iterations of a scanned layer run the same program, so one of them with negative inputs makes all signed.
-    negative = {base_name(name) for name, sign in signed.items() if sign}
-    units = tuple(
-        _unit(group, rules[group[0].name], any(base_name(use.name) in negative for use in group))
-        for group in uses.values()
-    )
+    bases = {(base_name(name), operand) for name, operand in negative}
+
+    def of(group: list[Layer]) -> set[str]:
+        return {operand for name, operand in bases if name in {base_name(use.name) for use in group}}
+
+    units = tuple(_unit(group, rules[group[0].name], of(group)) for group in uses.values())
     _check_iterations(layers, rules)
     return units
 
@@ -48,11 +51,46 @@ def build_units(layers: Sequence[Layer], rules: Mapping[str, Rule], signed: Mapp
 def calibrate_unit(unit: Unit, recorded: Mapping[str, Any], bits: Float[Array, "2"]) -> dict[str, Any]:
     """The qparams {"weight", "input"} of a unit from the recorded tensors of its uses (see ``handlers.record``)."""
     found = [recorded[use.name] for use in unit.uses]
-    inputs = [aux["input"][call] for aux in found for call in range(aux["input"].shape[0])]
+
+    def calls(operand: str) -> list[Array]:
+        return [aux[operand][call] for aux in found for call in range(aux[operand].shape[0])]
+
+    contraction = unit.layer.contraction
+    kernels = calls("weight") if contraction.product else [found[0]["weight"][0]]
     return {
-        "weight": unit.weight and unit.weight.init(found[0]["weight"][0], bits[0]),
-        "input": unit.input and unit.input.init(_join(inputs, unit), bits[1]),
+        "weight": unit.weight and unit.weight.init(_join(kernels, unit, contraction.weight_contracting), bits[0]),
+        "input": unit.input and unit.input.init(_join(calls("input"), unit, contraction.input_contracting), bits[1]),
     }
+
+
+# What post-training methods add to a layer's qparams, for the widths they were run at. kernel: what is quantized in
+# place of the model's own kernel, in the contraction's layout. shift: added to the layer's output. divisor [channels],
+# rotation [channels, channels]: what the channels of the input are divided and multiplied by before it is quantized;
+# a kernel that undoes it comes with them.
+CORRECTIONS = ("kernel", "shift", "divisor", "rotation")
+
+
+def quantized_output(unit: Unit, call: Call) -> Array:
+    """The output of a call with both operands fake-quantized, and with the corrections that its qparams hold."""
+    found = call.state["qparams"]
+    weight = fake_quantize(unit, "weight", found.get("kernel", call.weight), call)
+    x = corrected_input(unit, found, call.input)
+    output = call.contract(weight, fake_quantize(unit, "input", x, call))
+    return output + found["shift"].astype(output.dtype) if "shift" in found else output
+
+
+def corrected_input(unit: Unit, found: Mapping[str, Any], x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """A layer's input as it is quantized: its channels divided and rotated, where its qparams say so."""
+    if not {"divisor", "rotation"}.intersection(found):
+        return x
+    # From the end: another use of the same kernel may have more or fewer batch axes.
+    axis = unit.layer.contraction.channel_pair[1] - len(unit.layer.contraction.input_shape)
+    last = jnp.moveaxis(x, axis, -1)
+    if "divisor" in found:
+        last = last / found["divisor"].astype(x.dtype)
+    if "rotation" in found:
+        last = jnp.matmul(last, found["rotation"].astype(x.dtype), precision="highest")
+    return jnp.moveaxis(last, -1, axis)
 
 
 def fake_quantize(unit: Unit, operand: str, x: Array, call: Call) -> Array:
@@ -94,7 +132,8 @@ def _unit_name(layer: Layer, rule: Rule) -> str:
     return base.partition("#")[0] + at + iteration
 
 
-def _unit(uses: list[Layer], rule: Rule, negative: bool) -> Unit:
+def _unit(uses: list[Layer], rule: Rule, negative: Collection[str]) -> Unit:
+    """negative: the operands that take negative values. Kernels are taken to, unless their rule says otherwise."""
     contraction = uses[0].contraction
     if any((use.contraction.weight_shape, use.recipe) != (contraction.weight_shape, uses[0].recipe) for use in uses):
         raise GraphError(
@@ -102,10 +141,13 @@ def _unit(uses: list[Layer], rule: Rule, negative: bool) -> Unit:
             " them: set shared='each'"
         )
     layer = replace(uses[0], macs=sum(use.macs for use in uses), calls=sum(use.calls for use in uses))
-    weight = rule.weight.build(contraction, "weight", rule.weight.signed is not False) if rule.weight else None
-    signed = negative if rule.input is None or rule.input.signed is None else rule.input.signed
-    input = rule.input.build(contraction, "input", signed) if rule.input else None
-    return Unit(layer, tuple(uses), rule, weight, input)
+
+    def build(site: SiteRule | None, operand: str) -> Quantizer | None:
+        found = operand in negative or (operand == "weight" and not contraction.product)
+        signed = found if site is None or site.signed is None else site.signed
+        return None if site is None else site.build(contraction, operand, signed)
+
+    return Unit(layer, tuple(uses), rule, build(rule.weight, "weight"), build(rule.input, "input"))
 
 
 def _check_iterations(layers: Sequence[Layer], rules: Mapping[str, Rule]) -> None:
@@ -121,12 +163,11 @@ def _check_iterations(layers: Sequence[Layer], rules: Mapping[str, Rule]) -> Non
             )
 
 
-def _join(inputs: list[Array], unit: Unit) -> Array:
+def _join(inputs: list[Array], unit: Unit, contracting: tuple[int, ...]) -> Array:
     """The inputs of several calls as one tensor, joined along an axis that no scale varies over."""
     if len(inputs) == 1:
         return inputs[0]
     if len({x.shape for x in inputs}) == 1:
-        contracting = unit.layer.contraction.input_contracting
         free = [axis for axis in range(inputs[0].ndim) if axis not in contracting]
         return jnp.concatenate(inputs, axis=free[0] if free else 0)
     if unit.rule.input is not None and unit.rule.input.granularity != "per_tensor":

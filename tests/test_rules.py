@@ -73,6 +73,36 @@ def test_a_rule_behind_one_that_takes_all_its_layers_is_refused():
     assign_rules([Rule("hidden/w"), Rule("out/*"), Rule("*")], layers)  # a last "*" is a default, needed or not
 
 
+OPTIONAL = ("embedding:tokens/embedding", "product:block/attention", "product:block/attention#2")
+
+
+def with_optional(layers):
+    return [*layers, *(dataclasses.replace(layers[0], name=name) for name in OPTIONAL)]
+
+
+@pytest.mark.parametrize("pattern", ["*", "*attention*", "p*", "product*", "[pe]*:*", "?roduct:*"])
+def test_products_and_look_ups_are_matched_by_their_own_prefix_only(pattern):
+    layers = with_optional(layers_of("mlp"))
+    rules = [Rule(), Rule("product:*"), Rule("embedding:*")]
+    assert set(assign_rules(rules, layers)) == {layer.name for layer in layers}
+    assert set(assign_rules([Rule()], layers)) == {"hidden/w", "out/w"}
+    assert all(stays_float(name, [Rule(pattern)]) for name in OPTIONAL)
+    if pattern != "*":
+        with pytest.raises(GraphError, match="matches no layer") as raised:
+            assign_rules([Rule(pattern), Rule()], layers)
+        assert "attention" not in str(raised.value).split("matches no layer")[1]
+
+
+def test_a_rule_for_products_that_takes_none_is_refused_with_their_names():
+    layers = with_optional(layers_of("mlp"))
+    with pytest.raises(GraphError, match=r"'product:blok/' matches no layer.*product:block/attention"):
+        assign_rules([Rule("product:blok/"), Rule()], layers)
+    with pytest.raises(GraphError, match="'product:\\*' matches no layer"):
+        assign_rules([Rule("product:*"), Rule()], layers_of("mlp"))
+    with pytest.raises(GraphError, match="'product:block/attention#2' never applies"):
+        assign_rules([Rule("product:*"), Rule("product:block/attention#2")], layers)
+
+
 def test_patterns_may_name_an_iteration_or_a_use():
     iterations = layers_of("scan_stack")
     rules = [Rule("blocks/w@1", menu=((8, 8),)), Rule()]

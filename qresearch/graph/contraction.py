@@ -31,6 +31,24 @@ def describe(equation: Any, weight_operand: int) -> Contraction:
     )
 
 
+def describe_gather(equation: Any) -> Contraction:
+    """The facts of an embedding look-up: a ``gather`` from a kernel, its operand 0, at indices, its input."""
+    table, indices = (tuple(atom.aval.shape) for atom in equation.invars[:2])
+    numbers = equation.params["dimension_numbers"]
+    rows = {int(axis) for axis in (*numbers.start_index_map, *numbers.operand_batching_dims)}
+    return Contraction(
+        kind=equation.primitive.name,
+        weight_operand=0,
+        weight_shape=table,
+        input_shape=indices,
+        channel_axes=tuple(sorted(rows)),
+        weight_contracting=tuple(axis for axis in range(len(table)) if axis not in rows),
+        input_contracting=(),
+        macs=0,
+        parameters=tuple(equation.params.items()),
+    )
+
+
 def macs(equation: Any) -> int:
     """Multiply-accumulates of one execution. A convolution's padding taps count (XLA's cost analysis leaves them
     out).

@@ -45,14 +45,18 @@ def merge(flows: Sequence[Flow]) -> Flow:
 
 @dataclass
 class Discovery:
-    """What a walk over a jaxpr collects. shapes: of all parameters, by path. examples: of the traced batch."""
+    """What a walk over a jaxpr collects. shapes: of all parameters, by path. examples: of the traced batch. scope: the
+    named scopes around the equation that the walk is at. hidden: what a rule may ask for, but which cannot be reached.
+    """
 
     shapes: dict[str, tuple[int, ...]]
     examples: int = 1
     unassigned: list[Unassigned] = field(default_factory=list)
     uses: dict[str, int] = field(default_factory=dict)
+    scope: tuple[str, ...] = ()
+    hidden: list[Unassigned] = field(default_factory=list)
 
-    def claim(self, origin: Origin, shape: tuple[int, ...]) -> tuple[str, str]:
+    def claim(self, origin: Origin, shape: tuple[int, ...], prefix: str = "") -> tuple[str, str]:
         """(base name, parameter path) of a new layer whose kernel has this origin and shape.
 
         A kernel made of several parameters (weight normalization, LoRA) is named after the one with its number of
@@ -61,8 +65,12 @@ class Discovery:
         elements = math.prod(shape)
         sizes = {path: math.prod(self.shapes[path]) for path in origin.paths}
         path = min(sizes, key=lambda p: (sizes[p] != elements, -sizes[p]))
-        self.uses[path] = self.uses.get(path, 0) + 1
-        return layer_name(path) + (f"#{self.uses[path]}" if self.uses[path] > 1 else ""), path
+        return self.numbered(prefix + layer_name(path)), path
+
+    def numbered(self, name: str) -> str:
+        """The name for its first use, ``name#2`` for the second."""
+        self.uses[name] = self.uses.get(name, 0) + 1
+        return name + (f"#{self.uses[name]}" if self.uses[name] > 1 else "")
 
     def per_example(self, macs: int) -> int:
         """The macs of a batch as macs per example, rounded up."""

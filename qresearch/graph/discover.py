@@ -1,7 +1,7 @@
 """Discovery: follow parameters through a jaxpr to the contractions that use them.
 
 A contraction of data with an origin is a layer. Shapes never decide: whether a 16 x 16 operand is a kernel depends on
-where it comes from.
+where it comes from. Products of data and embedding look-ups get sites too, for rules that ask (``optional``).
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from jax.extend import core, source_info_util
 from qresearch.compat import is_literal, open_jaxpr, scan_counts
 from qresearch.graph.contraction import CONTRACTIONS, RAGGED, describe, macs
 from qresearch.graph.dataflow import CONSTANT, DATA, Discovery, Flow, Origin, layer_name, merge
-from qresearch.graph.layer import Unassigned
-from qresearch.graph.plan import Nested, Plan, Site
+from qresearch.graph.layer import Unassigned, is_optional
+from qresearch.graph.optional import embedding_site, product_site, scope_of
+from qresearch.graph.plan import Nested, Plan, Site, kernel_site
 
 REMAT = ("checkpoint", "remat", "remat2")
 JIT = ("jit", "pjit")
@@ -44,12 +45,15 @@ def analyse(
     def flow_of(atom: Any) -> Flow:
         return CONSTANT if is_literal(atom) else known[atom]
 
+    around = discovery.scope
     for index, equation in enumerate(jaxpr.eqns):
         inputs = [flow_of(atom) for atom in equation.invars]
+        discovery.scope = around + scope_of(equation)
         entry, outputs = _analyse_equation(equation, inputs, discovery, scans)
         if entry is not None:
             plan.entries[index] = entry
         known.update(zip(equation.outvars, outputs))
+    discovery.scope = around
     return plan, [flow_of(atom) for atom in jaxpr.outvars]
 
 
@@ -65,6 +69,8 @@ def _analyse_equation(
         return None, [_after(equation, merged)] * len(equation.outvars)
     if name in CONTRACTIONS:
         return _site(equation, inputs, discovery, scans), unknown
+    if name == "gather" and isinstance(inputs[0], Origin):
+        return embedding_site(equation, inputs[0], discovery, scans), unknown
     if name in JIT or name in REMAT:
         plan, outputs = analyse(equation.params["jaxpr"], inputs, discovery, scans)
         return (Nested("jit" if name in JIT else "remat", plan) if plan.entries else None), outputs
@@ -111,16 +117,14 @@ def _site(equation: Any, inputs: list[Flow], discovery: Discovery, scans: tuple[
     operand = next((i for i, flow in enumerate(inputs[:2]) if isinstance(flow, Origin)), None)
     is_image = equation.primitive.name == "conv_general_dilated" and operand == 0
     if operand is None or is_image:
-        reason = _why_no_kernel(inputs, is_image)
-        discovery.unassigned.append(_unassigned(equation, reason, discovery, math.prod(scans)))
-        return None
+        found = _unassigned(equation, _why_no_kernel(inputs, is_image), discovery, math.prod(scans))
+        site = product_site(equation, discovery, scans) if all(flow == DATA for flow in inputs[:2]) else None
+        discovery.unassigned.append(replace(found, optional=site.base if site else ""))
+        return site
     origin = inputs[operand]
     assert isinstance(origin, Origin)
     base, path = discovery.claim(origin, equation.invars[operand].aval.shape)
-    levels = tuple(sorted(origin.levels))
-    iterations = tuple(scans[level] for level in levels)
-    calls = math.prod(length for level, length in enumerate(scans) if level not in origin.levels)
-    return Site(base, path, describe(equation, operand), levels, iterations, calls, origin.recipe)
+    return kernel_site(base, path, describe(equation, operand), origin, scans)
 
 
 def _why_no_kernel(inputs: list[Flow], is_image: bool) -> str:
@@ -149,12 +153,13 @@ def _refuse(equation: Any, inputs: list[Flow], discovery: Discovery, scans: tupl
     name = equation.primitive.name
     where = OPAQUE.get(name, f"the higher-order primitive '{name}', which the interpreter does not know")
     for inner, flows in _opaque_jaxprs(equation, inputs):
-        found = Discovery(discovery.shapes, discovery.examples, uses=dict(discovery.uses))
+        found = Discovery(discovery.shapes, discovery.examples, uses=dict(discovery.uses), scope=discovery.scope)
         plan, _ = analyse(inner, flows, found, scans)
         for site in plan.sites():
             count = discovery.per_example(site.contraction.macs * site.calls * math.prod(site.iterations))
-            reason = f"it is inside {where}"
-            discovery.unassigned.append(Unassigned(site.base, reason, count, _source(equation), refused=True))
+            refused = Unassigned(site.base, f"it is inside {where}", count, _source(equation), refused=True)
+            (discovery.hidden if is_optional(site.base) else discovery.unassigned).append(refused)
+        discovery.hidden += found.hidden
         # Nobody says which of an unknown primitive's operands are parameters, so any contraction in it may be a layer.
         discovery.unassigned += found.unassigned if name in OPAQUE else [_refused(u, where) for u in found.unassigned]
 

@@ -8,7 +8,7 @@ site that stands for several iterations has state stacked along one leading axis
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -48,14 +48,18 @@ def evaluate(
 ) -> tuple[list[Any], States]:
     """The outputs of a planned jaxpr, and the aux of its sites: leaves [*iterations, calls, ...], by base name."""
     values: dict[Any, Any] = dict(zip(plan.jaxpr.invars, arguments)) | dict(zip(plan.jaxpr.constvars, plan.consts))
+    aux = execute(plan, range(len(plan.jaxpr.eqns)), handler, states, values, index)
+    return [read(atom, values) for atom in plan.jaxpr.outvars], aux
+
+
+def execute(
+    plan: Plan, positions: Iterable[int], handler: Handler, states: States, values: dict[Any, Any], index: Any = 0
+) -> States:
+    """Runs the equations at these positions, in this order, and adds what they compute to ``values``: the aux."""
     aux: States = {}
-
-    def read(atom: Any) -> Any:
-        return atom.val if is_literal(atom) else values[atom]
-
-    for position, equation in enumerate(plan.jaxpr.eqns):
-        inputs = [read(atom) for atom in equation.invars]
-        entry = plan.entries.get(position)
+    for position in positions:
+        equation, entry = plan.jaxpr.eqns[position], plan.entries.get(position)
+        inputs = [read(atom, values) for atom in equation.invars]
         if entry is None:
             outputs = evaluate_equation(equation, inputs)
         elif isinstance(entry, Site):
@@ -66,7 +70,12 @@ def evaluate(
             outputs, found = _NESTED[entry.kind](entry, equation, handler, states, inputs, index)
             aux |= found
         values.update((v, output) for v, output in zip(equation.outvars, outputs) if not is_dropped(v))
-    return [read(atom) for atom in plan.jaxpr.outvars], aux
+    return aux
+
+
+def read(atom: Any, values: dict[Any, Any]) -> Any:
+    """The value of a variable, or a literal's own."""
+    return atom.val if is_literal(atom) else values[atom]
 
 
 def _run_layer(

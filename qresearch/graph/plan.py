@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from qresearch.graph.dataflow import Origin
 from qresearch.graph.layer import Contraction
 
 
@@ -25,6 +27,14 @@ class Site:
     iterations: tuple[int, ...] = ()
     calls: int = 1
     recipe: int = 0
+
+
+def kernel_site(base: str, parameter: str, contraction: Contraction, origin: Origin, scans: tuple[int, ...]) -> Site:
+    """The site of a layer whose kernel has this origin, inside scans of these lengths."""
+    levels = tuple(sorted(origin.levels))
+    iterations = tuple(scans[level] for level in levels)
+    calls = math.prod(length for level, length in enumerate(scans) if level not in origin.levels)
+    return Site(base, parameter, contraction, levels, iterations, calls, origin.recipe)
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import collections
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -16,7 +17,8 @@ from qresearch.errors import GraphError
 from qresearch.graph.dataflow import DATA, Discovery, Flow, Origin, layer_name
 from qresearch.graph.discover import analyse
 from qresearch.graph.interpreter import Handler, States, evaluate
-from qresearch.graph.layer import Layer, Unassigned
+from qresearch.graph.layer import Layer, Unassigned, is_optional
+from qresearch.graph.optional import without_optional
 from qresearch.graph.plan import Plan, Site
 
 Function = Callable[[Any, Any], Any]
@@ -25,13 +27,21 @@ Function = Callable[[Any, Any], Any]
 @dataclass(frozen=True, eq=False)
 class Graph:
     """A traced ``fn(params, x)``. layers: in order of execution; unassigned: contractions that are not layers, and
-    why.
+    why. optional: products and embedding look-ups that ``asking`` makes layers; hidden: those that it cannot. complete:
+    the plan with all optional sites.
     """
 
     plan: Plan
     layers: tuple[Layer, ...]
     unassigned: tuple[Unassigned, ...]
     output_tree: Any
+    optional: tuple[Layer, ...]
+    hidden: tuple[Unassigned, ...]
+    complete: Plan = field(repr=False)
+
+    def asking(self, names: frozenset[str]) -> Graph:
+        """The graph with those of its ``optional`` layers that have these names; the same object for the same names."""
+        return _asking(self, names) if names else self
 
     def run(self, handler: Handler, params: Any, x: Any, states: States | None = None) -> tuple[Any, States]:
         """(outputs of fn, aux by layer name) with every layer computed by ``handler``.
@@ -40,9 +50,9 @@ class Graph:
         layer have one, of the same structure, or none has. Every leaf of an aux has a leading axis of the layer's
         calls.
         """
-        stacked = _stack_states(self.plan, states or {})
+        stacked = stack_states(self.plan, states or {})
         outputs, aux = evaluate(self.plan, handler, stacked, jax.tree.leaves((params, x)))
-        return jax.tree.unflatten(self.output_tree, outputs), _unstack_aux(self.plan, aux)
+        return jax.tree.unflatten(self.output_tree, outputs), unstack_aux(self.plan, aux)
 
 
 def trace(fn: Function, params: Any, x: Any) -> Graph:
@@ -55,8 +65,32 @@ def trace(fn: Function, params: Any, x: Any) -> Graph:
     flows: list[Flow] = [Origin((path,)) for path in paths] + [DATA] * len(jax.tree.leaves(x))
     discovery = Discovery(dict(zip(paths, map(jnp.shape, jax.tree.leaves(params)))), _examples(x))
     plan, _ = analyse(closed, flows, discovery)
-    layers = tuple(layer for site in plan.sites() for layer in _layers_of(site, discovery))
-    return Graph(plan, layers, tuple(discovery.unassigned), jax.tree.structure(shape))
+    every = tuple(layer for site in plan.sites() for layer in _layers_of(site, discovery))
+    layers = tuple(layer for layer in every if not is_optional(layer.name))
+    optional = tuple(layer for layer in every if is_optional(layer.name))
+    return Graph(
+        without_optional(plan),
+        layers,
+        tuple(discovery.unassigned),
+        jax.tree.structure(shape),
+        optional,
+        tuple(discovery.hidden),
+        plan,
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _asking(graph: Graph, names: frozenset[str]) -> Graph:
+    # The iterations of a scanned look-up are one site: one of them asked for brings them all.
+    bases = frozenset(name.partition("@")[0] for name in names)
+    plan = without_optional(graph.complete, bases)
+    known = {layer.name: layer for layer in (*graph.layers, *graph.optional)}
+    return replace(
+        graph,
+        plan=plan,
+        layers=tuple(known[name] for site in plan.sites() for name in layer_names(site)),
+        unassigned=tuple(found for found in graph.unassigned if found.optional not in names),
+    )
 
 
 def find_layers(fn: Function, params: Any, x: Any) -> tuple[Layer, ...]:
@@ -86,9 +120,11 @@ def layer_names(site: Site) -> list[str]:
 
 
 def _layers_of(site: Site, discovery: Discovery) -> list[Layer]:
-    contraction = site.contraction
-    size, names = math.prod(contraction.weight_shape), layer_names(site)
+    contraction, names = site.contraction, layer_names(site)
     macs = discovery.per_example(contraction.macs * site.calls)
+    if contraction.product:  # nothing is stored, and nothing is shared
+        return [Layer(name, site.parameter, contraction, macs, 0, site.calls, whole=False) for name in names]
+    size = math.prod(contraction.weight_shape)
     whole = size * len(names) == math.prod(discovery.shapes[site.parameter])
     return [Layer(name, site.parameter, contraction, macs, size, site.calls, whole, site.recipe) for name in names]
 
@@ -116,8 +152,8 @@ def _part(key: Any) -> str:
     return str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key))))
 
 
-def _stack_states(plan: Plan, states: States) -> States:
-    """By base name, with one leading axis per enclosing scan that iterates the site."""
+def stack_states(plan: Plan, states: States) -> States:
+    """States by layer name to states by base name, with one leading axis per enclosing scan that iterates the site."""
     if not states:
         return {}
     stacked = {}
@@ -135,7 +171,8 @@ def _stack_states(plan: Plan, states: States) -> States:
     return stacked
 
 
-def _unstack_aux(plan: Plan, aux: States) -> States:
+def unstack_aux(plan: Plan, aux: States) -> States:
+    """Aux by base name to aux by layer name: an entry for every iteration."""
     unstacked = {}
     for site in plan.sites():
         indices = list(itertools.product(*(range(length) for length in site.iterations)))
