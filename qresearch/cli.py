@@ -15,9 +15,13 @@ from qresearch.errors import ConfigError, QResearchError
 if TYPE_CHECKING:
     from qresearch.config import SweepConfig
     from qresearch.results import RunFolder
+    from qresearch.sweep.run import SweepResult
 
-OK, BAD_INPUT, FAILED, INTERRUPTED = 0, 2, 3, 130
-EXIT_CODES = "exit status: 0 done · 2 bad input, nothing started · 3 some trials failed · 130 interrupted"
+OK, BAD_INPUT, FAILED, TOO_MUCH, INTERRUPTED = 0, 2, 3, 4, 130
+EXIT_CODES = (
+    "exit status: 0 done · 2 bad input, nothing started · 3 some trials failed · 4 a drop above --max-drop"
+    " · 130 interrupted"
+)
 
 
 def entry() -> None:
@@ -74,6 +78,15 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--budgets", required=True, help="comma-separated, in the unit of --cost")
     search.add_argument("--allocators", default="exact", help="comma-separated (default: exact)")
     search.add_argument("--cost", default="average_bits", help="average_bits, size (kB) or bops (millions)")
+    benchmark = command(
+        "benchmark", _benchmark, "the score, size and bops of INT8, INT4 and mixed, against an acceptable drop"
+    )
+    benchmark.add_argument("configs", nargs="+", metavar="config", help="YAML files, one per task or model")
+    benchmark.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, in all of them")
+    benchmark.add_argument(
+        "--max-drop", type=float, default=1.0, help="in hundredths of the score, such as accuracy points (default: 1.0)"
+    )
+    benchmark.add_argument("--budget", type=float, default=6.0, help="average_bits of the mixed row (default: 6)")
     configured("check", _check, "check a config without running it, and count its trials")
     report = command("report", _report, "write front.csv, allocations.csv, front.png and report.html of a run again")
     show = command("show", _show, "print a run: its front, failures and damaged files")
@@ -82,8 +95,15 @@ def _parser() -> argparse.ArgumentParser:
     runs = command("runs", _runs, "list the runs in the output folder")
     for added in (report, show, runs):
         added.add_argument("--output", default="results", help="where runs are (default: results)")
+    weights = command(
+        "import-weights", _import_weights, "turn a public weight file into a checkpoint for model.weights"
+    )
+    weights.add_argument("npz", help="arrays named by parameter path, such as layer1/0/conv1/kernel")
+    weights.add_argument("out", help="folder to write")
+    weights.add_argument("--model", required=True, help="see 'qresearch list models'")
+    weights.add_argument("--classes", type=int, default=10, help="outputs of the model (default: 10)")
     listing = command("list", _list, "list what a config can name")
-    listing.add_argument("kind", nargs="?", help="quantizers, allocators, models, data, tasks, costs or ranges")
+    listing.add_argument("kind", nargs="?", help="quantizers, ptq, allocators, models, data, tasks, costs or ranges")
     return parser
 
 
@@ -117,21 +137,62 @@ def _search(options: argparse.Namespace) -> int:
     return _execute(load(options.config, [*options.set, f"sweep={json.dumps({'grid': grid})}", *fixed]), options)
 
 
+def _benchmark(options: argparse.Namespace) -> int:
+    from qresearch.config import expand, load
+    from qresearch.sweep.run import plan_sweep
+
+    sweeps = []
+    for path in options.configs:
+        trials = expand(load(path, options.set))
+        flow = next((config.flow for config in trials if config.flow != "float"), "ptq")
+        variants = [{"bits": [8, 8]}, {"bits": [4, 4]}, {"allocator": "exact", "budget": options.budget}]
+        listed = [{"flow": "float"}, *({"flow": flow, "allocation": variant} for variant in variants)]
+        grid = {"seed": sorted({config.seed for config in trials})}
+        fixed = [f"sweep={json.dumps({'grid': grid, 'list': listed})}", f"name={trials[0].name[:54]}-benchmark"]
+        sweeps.append((path, load(path, [*options.set, *fixed])))
+    for _, sweep in sweeps:
+        plan_sweep(sweep)  # what is wrong with the last config is said before the first is run
+    results = [_run_sweep(sweep, path) for path, sweep in sweeps]
+    return _verdict([result.run for result in results], options.max_drop, any(result.failed for result in results))
+
+
+def _verdict(runs: Sequence[RunFolder], max_drop: float, some_failed: bool) -> int:
+    from qresearch import report
+    from qresearch.results.atomic import write_text
+
+    rows = []
+    for run in runs:
+        own = report.degradations(report.points_of(run.records().records), max_drop)
+        write_text(run.path / "benchmark.csv", report.degradation_csv(own, max_drop))
+        print(run.path / "benchmark.csv")
+        rows += own
+    print(report.plain_table(report.BENCHMARK_HEADER, report.degradation_rows(rows)))
+    bad = [row for row in rows if row.passes is False]
+    print(f"{len(bad)} of {sum(row.passes is not None for row in rows)} rows drop by more than {max_drop:g}")
+    if some_failed:
+        return FAILED
+    return TOO_MUCH if bad else OK
+
+
 def _execute(sweep: SweepConfig, options: argparse.Namespace) -> int:
+    result = _run_sweep(sweep, options.config)
+    if result.ran + result.found > len(result.failed):
+        _write_report(result.run)
+    return FAILED if result.failed else OK
+
+
+def _run_sweep(sweep: SweepConfig, path: str) -> SweepResult:
     from rich.console import Console
 
     from qresearch.sweep.progress import Terminal
     from qresearch.sweep.run import run_sweep
 
-    console = Console()
-    source = Path(options.config).read_text(encoding="utf-8")
-    result = run_sweep(sweep, source, Terminal(console), lambda run: print(f"folder  {run.path}", flush=True))
+    source = Path(path).read_text(encoding="utf-8")
+    result = run_sweep(sweep, source, Terminal(Console()), lambda run: print(f"folder  {run.path}", flush=True))
     print(f"{result.ran} trials run, {result.found} found done, {len(result.failed)} failed")
     for label, reason in result.failed:
         print(f"failed  {label}: {reason}", file=sys.stderr)
-    if result.ran + result.found > len(result.failed):
-        _write_report(result.run)
-    return FAILED if result.failed else OK
+    return result
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -177,6 +238,15 @@ def _runs(options: argparse.Namespace) -> int:
 def _run_row(row: Any) -> tuple[str, ...]:
     best = row.problem or ("-" if row.best_score is None else f"{row.best_score:.4f} {row.score_name}")
     return (row.name, str(row.done), str(row.failed), str(row.invalid), row.created, best)
+
+
+def _import_weights(options: argparse.Namespace) -> int:
+    from qresearch.sweep.import_weights import import_weights
+
+    source, out = (Path(path).expanduser() for path in (options.npz, options.out))
+    parameters = import_weights(source, out, options.model, options.classes)
+    print(f"{out}: {options.model}, {parameters:,} parameters; name it in model.weights of a config")
+    return OK
 
 
 def _list(options: argparse.Namespace) -> int:

@@ -22,8 +22,8 @@ LAYERS = {
     1: ("numerics", "cost", "pareto", "errors", "compat"),
     2: ("quantizers", "allocation"),
     3: ("graph", "models", "data", "tasks"),
-    4: ("rules", "units", "qmodel", "calibration", "evaluation", "population", "sensitivities", "ptq"),
-    5: ("training", "search", "config", "results", "checkpoint", "sweep", "report", "export"),
+    4: ("rules", "units", "qmodel", "calibration", "streaming", "evaluation", "population", "sensitivities", "ptq"),
+    5: ("augmentation", "training", "search", "config", "results", "checkpoint", "sweep", "report", "export"),
     6: ("cli", "__main__"),
 }
 LAYER = {part: layer for layer, parts in LAYERS.items() for part in parts}

@@ -26,7 +26,9 @@ def config_hash(config: RunConfig) -> str:
 
 def trial_label(config: RunConfig) -> str:
     """A short name such as ``qat-lsq-exact-3.5bits-seed0``, safe as part of a folder name. It is not unique."""
-    steps = [config.flow] if config.flow == "float" else [config.flow, _quantizers(config), _allocation(config)]
+    steps: list[str] = [config.flow]
+    if config.flow != "float":
+        steps += [_quantizers(config), *(method.name for method in config.ptq), _allocation(config)]
     return "-".join([*steps, f"seed{config.seed}"])
 
 

@@ -98,6 +98,8 @@ def _run(sweep: SweepConfig, settings: Point, known: KnownNames | None) -> tuple
 def _without_unused(run: RunConfig) -> RunConfig:
     """The run with defaults for what its flow ignores, so that a grid of flows and bits has one float run, not many."""
     unused: dict[str, Any] = {} if run.flow == "qat" else {"qat": TrainConfig()}
+    if run.flow != "ptq":
+        unused["ptq"] = ()
     if run.flow == "float":
         unused["allocation"] = AllocationConfig()
     return run.model_copy(update=unused)

@@ -12,7 +12,7 @@ from qresearch.config.schema import RunConfig
 from qresearch.errors import ConfigError, did_you_mean
 
 KnownNames = Mapping[str, Collection[str]]
-"""For a dotted key such as ``quantize.weight.quantizer``, the names it may have. It holds inside rules too."""
+"""For a dotted key such as ``quantize.weight.quantizer``, the names it may have, inside rules and lists too."""
 
 
 def check_names(configs: Iterable[RunConfig], known: KnownNames) -> None:
@@ -44,10 +44,13 @@ def unknown_names(values: Any, known: KnownNames, path: KeyPath = ()) -> Iterato
         for key, value in pairs:
             yield from unknown_names(value, known, (*path, str(key)))
     elif isinstance(values, str):
-        names = known.get(".".join(_outside_rules(path)))
+        names = known.get(".".join(_outside_lists(path)))
         if names is not None and values not in names:
             yield Explanation(path, f"unknown name {shown(values)}{did_you_mean(values, names)}", "value")
 
 
-def _outside_rules(path: KeyPath) -> KeyPath:
-    return ("quantize", *path[3:]) if path[:2] == ("quantize", "rules") else path
+def _outside_lists(path: KeyPath) -> KeyPath:
+    if path[:2] == ("quantize", "rules"):
+        return ("quantize", *path[3:])
+    # A method may be its name alone.
+    return ("ptq", *(path[2:] or ("name",))) if path[:1] == ("ptq",) and len(path) > 1 else path

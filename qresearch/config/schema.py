@@ -1,7 +1,7 @@
 """The settings of a run: types, limits and defaults. Nothing here knows which quantizers or models exist.
 
 Names of quantizers, models and so on are plain text; `qresearch.config.names` compares them with the registries, which
-import jax. Every type carries the words that an error uses for what it expects.
+import jax.
 """
 
 from __future__ import annotations
@@ -10,95 +10,36 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
     Tag,
-    ValidationError,
     ValidationInfo,
-    ValidatorFunctionWrapHandler,
-    WrapValidator,
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
-
-def expect(words: str) -> WrapValidator:
-    """Whatever is wrong with the value, the error says that ``words`` were expected."""
-
-    def check(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
-        try:
-            return handler(value)
-        except ValidationError:
-            raise PydanticCustomError("expected", "{words}", {"words": words}) from None
-
-    return WrapValidator(check)
-
-
-def combination(key: str, message: str) -> PydanticCustomError:
-    """The error that values do not go together. ``key``: the one to name, or "" for their section."""
-    return PydanticCustomError("combination", "{message}", {"key": key, "message": message})
-
-
-def _no_dots(name: str) -> str:
-    if ".." in name:
-        raise ValueError("'..' leaves the folder")
-    return name
-
-
-def _pairs(options: Any) -> Any:
-    listed = options.items() if isinstance(options, Mapping) else options
-    return tuple(sorted(tuple(pair) for pair in listed)) if isinstance(options, Mapping | list | tuple) else options
-
-
-def _menu(menu: tuple[Any, ...]) -> tuple[Any, ...]:
-    if menu and len(set(menu)) == len(menu):
-        return menu
-    raise PydanticCustomError("expected", "{words}", {"words": "a list of one or more different pairs"})
-
-
-# YAML has lists; a frozen config has tuples.
-_AS_TUPLE = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
-
-Text = Annotated[str, Field(min_length=1), expect("text")]
-RunName = Annotated[
-    str,
-    Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$"),
-    AfterValidator(_no_dots),
-    expect("up to 64 of a-z, 0-9, '.', '_', '-', beginning with a letter or digit and without '..'"),
-]
-# Registry names become parts of folder names.
-Name = Annotated[
-    str,
-    Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$"),
-    AfterValidator(_no_dots),
-    expect("a name of letters, digits, '.', '_', '-'"),
-]
-Whole = Annotated[int, Field(ge=0), expect("a whole number >= 0")]
-Count = Annotated[int, Field(gt=0), expect("a whole number > 0")]
-# jax keeps the low 32 bits of a seed: larger seeds would repeat smaller ones.
-Seed = Annotated[int, Field(ge=0, lt=2**32), expect("a whole number from 0 to 4294967295")]
-# abs: -0.0 and 0.0 are one setting, and must have one hash.
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), AfterValidator(abs), expect("a number >= 0")]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), expect("a number > 0")]
-Fraction = Annotated[float, Field(ge=0, lt=1), AfterValidator(abs), expect("a number >= 0 and < 1")]
-Bits = Annotated[int, Field(ge=0, le=32)]
-Option = Annotated[
-    tuple[Bits, Bits], _AS_TUPLE, expect("a pair [weight_bits, input_bits] of whole numbers from 0 to 32")
-]
-Menu = Annotated[tuple[Option, ...], AfterValidator(_menu), _AS_TUPLE]
-# The method's own options, a mapping in YAML; sorted pairs, because a config is hashed.
-Options = Annotated[
-    tuple[tuple[str, bool | int | float | str], ...],
-    BeforeValidator(lambda value: _pairs(value)),
-    expect("a mapping from option names to numbers, texts, true or false"),
-]
-Flow = Literal["float", "ptq", "qat"]
-Granularity = Literal["per_tensor", "per_channel", "per_group", "per_token"]
+from qresearch.config.fields import (
+    AS_TUPLE,
+    Count,
+    Flow,
+    Fraction,
+    Granularity,
+    Menu,
+    Name,
+    NonNegative,
+    Option,
+    Options,
+    Positive,
+    RunName,
+    Seed,
+    Text,
+    Whole,
+    combination,
+    expect,
+)
 
 
 class Section(BaseModel):
@@ -133,6 +74,7 @@ class TrainConfig(Section):
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_epochs: Whole = 0
     clip_norm: Positive | None = None
+    augment: Literal["none", "crop", "flip", "crop_flip"] = "none"
 
 
 class SiteConfig(Section):
@@ -187,13 +129,25 @@ class RuleConfig(Section):
     shared: Literal["one", "each"] = "one"
 
 
+class KeepConfig(Section):
+    """Layers that keep the bits of ``option``: the first, the last, and so many of the most sensitive where all layers
+    have the same bits (with a budget, the allocator decides). Layers by name: a rule with a menu of one option.
+    """
+
+    first: bool = False
+    last: bool = False
+    most_sensitive: Whole = 0
+    option: Option = (8, 8)
+
+
 class QuantizeConfig(Section):
     """How layers are quantized, and the bits that they may have."""
 
     weight: WeightSiteConfig = WeightSiteConfig()
     input: SiteConfig = SiteConfig()
     menu: Menu = ((2, 2), (3, 3), (4, 4), (6, 6), (8, 8))
-    rules: Annotated[tuple[RuleConfig, ...], _AS_TUPLE] = ()
+    rules: Annotated[tuple[RuleConfig, ...], AS_TUPLE] = ()
+    keep: KeepConfig = KeepConfig()
 
     @field_validator("rules", mode="before")
     @classmethod
@@ -215,8 +169,20 @@ def _defaults(base: SiteConfig | None, site: Mapping[str, Any]) -> dict[str, Any
     return {} if base is None else base.model_dump(exclude=left_out)
 
 
+class PtqMethodConfig(Section):
+    """One step of post-training quantization; a name alone will do. ``options``: the method's own."""
+
+    name: Name
+    options: Options = ()
+
+
+def _named(methods: Any) -> Any:
+    listed = isinstance(methods, list | tuple)
+    return tuple({"name": item} if isinstance(item, str) else item for item in methods) if listed else methods
+
+
 class CalibrationConfig(Section):
-    """How many training examples set the initial scales."""
+    """How many training examples set the initial scales, and serve the methods of ``ptq``."""
 
     examples: Count = 256
 
@@ -262,6 +228,7 @@ class RunConfig(Section):
     calibration: CalibrationConfig = CalibrationConfig()
     sensitivity: SensitivityConfig = SensitivityConfig()
     flow: Flow
+    ptq: Annotated[tuple[PtqMethodConfig, ...], BeforeValidator(_named)] = ()
     qat: TrainConfig = TrainConfig()
     allocation: AllocationConfig = Field(AllocationConfig(), validate_default=True)
     evaluate: EvaluateConfig = EvaluateConfig()

@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 from qresearch.errors import DataError
+from qresearch.report.benchmark import HEADER as BENCHMARK_HEADER
+from qresearch.report.benchmark import degradation_csv, degradation_rows, degradations
 from qresearch.report.compare import mixed_versus_uniform, paired_difference
 from qresearch.report.figure import front_png
-from qresearch.report.front import Point, front, points_of
+from qresearch.report.front import Point, direction, front, points_of
 from qresearch.report.html import Section, report_html
 from qresearch.report.table import (
     COMPARISON_HEADER,
@@ -26,10 +28,14 @@ from qresearch.results.record import Record
 from qresearch.results.run_folder import RunFolder, Stored
 
 __all__ = [
+    "BENCHMARK_HEADER",
     "COMPARISON_HEADER",
     "FRONT_HEADER",
     "Point",
     "comparison_rows",
+    "degradation_csv",
+    "degradation_rows",
+    "degradations",
     "front",
     "front_rows",
     "mixed_versus_uniform",
@@ -72,6 +78,7 @@ def _sections(run: RunFolder, stored: Stored, points: tuple[Point, ...], on_fron
     done = [record for point in points for record in point.records]
     counts = f"{len(done)} trials done, {len(failed)} failed, {len(stored.invalid)} invalid. "
     about = "Test scores, mean ± standard error over seeds; * marks the front, chosen on validation data."
+    about += f" {direction(points).capitalize()}." if direction(points) else ""
     sections = [Section("Front", counts + about, FRONT_HEADER, front_rows(points, on_front)), _comparison(run, done)]
     if failed:
         rows = [(record.label, str(record.seed), record.reason or "") for record in failed]

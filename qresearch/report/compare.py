@@ -89,12 +89,17 @@ def mixed_versus_uniform(records: Iterable[Record], examples: Mapping[str, npt.A
 def _same_budget(uniform: Point, mixed: Point) -> bool:
     if mixed.allocator == UNIFORM or mixed.flow == "float" or mixed.budget is None:
         return False
-    if (uniform.problem, uniform.flow, uniform.quantizer) != (mixed.problem, mixed.flow, mixed.quantizer):
+    if _treated(uniform) != _treated(mixed):
         return False
     allowed = uniform.costs["average_bits"]
     budget = mixed.budget.get("average_bits", np.inf)
     # 1e-9: a mean over seeds of equal costs may differ in its last digit.
     return abs(budget - allowed) <= BUDGET_TOLERANCE + 1e-9 and mixed.costs["average_bits"] <= allowed + 1e-9
+
+
+def _treated(point: Point) -> tuple[Any, ...]:
+    """What two points must share besides their bits to be compared."""
+    return point.problem, point.flow, point.quantizer, point.methods
 
 
 def _compare(uniform: Point, mixed: Point, examples: Mapping[str, npt.ArrayLike]) -> Iterator[Comparison]:
@@ -117,7 +122,7 @@ def _compare(uniform: Point, mixed: Point, examples: Mapping[str, npt.ArrayLike]
         mixed_score=float(np.mean([r.metrics["test"]["score"] for r in mixed_records])),
         difference=difference,
         seeds=len(common),
-        real=_in_words(difference, len(common)),
+        real=_in_words(difference, len(common), uniform.problem.higher_is_better),
     )
 
 
@@ -131,13 +136,13 @@ def _by_seeds(a: Point, b: Point) -> list[dict[Seeds, Record]]:
     ]
 
 
-def _in_words(difference: Difference | None, seeds: int) -> str:
+def _in_words(difference: Difference | None, seeds: int, higher_is_better: bool) -> str:
     if difference is None:
         return "unknown: not every trial kept its per-example scores"
     scope = _SCOPES.get(seeds, "")
-    if difference.low > 0:
-        return "yes, mixed is better" + scope
-    return ("yes, mixed is worse" if difference.high < 0 else "no, the interval holds 0") + scope
+    if difference.low <= 0 <= difference.high:
+        return "no, the interval holds 0" + scope
+    return f"yes, mixed is {'better' if (difference.low > 0) == higher_is_better else 'worse'}" + scope
 
 
 def _stack(records: list[Record], examples: Mapping[str, Any]) -> Float[np.ndarray, "seed example"]:

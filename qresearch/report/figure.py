@@ -55,7 +55,7 @@ def _panel(axes: Axes, problem: Problem, points: Sequence[tuple[bool, Point]]) -
         label = "front (chosen on validation data)"
         axes.scatter(x, y, s=130, facecolors="none", edgecolors="#333333", linewidths=1.3, zorder=3, label=label)
     axes.set_xlabel("average bits")
-    axes.set_ylabel(_literal(f"test {problem.score_name}"))
+    axes.set_ylabel(_literal(f"test {problem.score_label}"))
     axes.set_title(_literal(f"{problem.model} · {problem.data}"), fontsize=10)
     axes.grid(alpha=0.25)
     columns = _columns(len(names))

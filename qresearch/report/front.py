@@ -31,6 +31,12 @@ class Problem(NamedTuple):
     model: str
     data: str
     score_name: str
+    higher_is_better: bool = True
+
+    @property
+    def score_label(self) -> str:
+        """The score's name, and its direction where that is not the usual one."""
+        return self.score_name + ("" if self.higher_is_better else " (smaller is better)")
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,7 @@ class Point:
     problem: Problem
     flow: str
     quantizer: str
+    methods: str
     allocator: str
     allocation: str
     budget: Mapping[str, float] | None
@@ -53,7 +60,7 @@ class Point:
     @property
     def series(self) -> str:
         """What the points of one line in a figure have in common."""
-        return " ".join(part for part in (self.flow, self.quantizer, self.allocator) if part != "-")
+        return " ".join(part for part in (self.flow, self.quantizer, self.methods, self.allocator) if part != "-")
 
 
 def estimate(values: Sequence[float]) -> Estimate:
@@ -78,19 +85,26 @@ def points_of(records: Iterable[Record]) -> tuple[Point, ...]:
 
 
 def front(points: Sequence[Point], cost: str = "average_bits") -> tuple[int, ...]:
-    """Indices of the quantized points on the front of their problem: lower cost, higher validation score."""
+    """Indices of the quantized points on the front of their problem: lower cost, better validation score."""
     chosen: list[int] = []
     for problem in sorted({point.problem for point in points}):
         members = [i for i, p in enumerate(points) if p.problem == problem and p.flow != "float"]
         costs = [points[i].costs[cost] for i in members]
-        scores = [points[i].validation.mean for i in members]
+        sign = 1 if problem.higher_is_better else -1
+        scores = [sign * points[i].validation.mean for i in members]
         chosen += [members[j] for j in pareto_front(costs, scores)]
     return tuple(chosen)
 
 
+def direction(points: Iterable[Point]) -> str:
+    """Which scores of these points are better when smaller, in words; nothing where none is."""
+    names = sorted({point.problem.score_name for point in points if not point.problem.higher_is_better})
+    return f"smaller is better: {', '.join(names)}" if names else ""
+
+
 def problem_of(record: Record) -> Problem:
     """The problem a record belongs to."""
-    return Problem(record.task, record.model, record.data, record.score_name)
+    return Problem(record.task, record.model, record.data, record.score_name, record.higher_is_better)
 
 
 def replicate(record: Record) -> tuple[tuple[str, int], ...]:
@@ -119,6 +133,7 @@ def _point(records: list[Record]) -> Point:
         problem=problem_of(first),
         flow=first.flow,
         quantizer=_quantizer_text(first),
+        methods="+".join(method["name"] for method in first.config.get("ptq", [])) or "-",
         allocator=first.allocation["allocator"] or "-",
         allocation=_allocation_text(first),
         budget=first.allocation["budget"],

@@ -22,19 +22,20 @@ def front_csv(points: Sequence[Point], on_front: Collection[int]) -> str:
     rows: list[dict[str, Any]] = []
     for index, point in enumerate(points):
         row: dict[str, Any] = {"label": point.label, **point.problem._asdict(), "flow": point.flow}
-        row.update(quantizer=point.quantizer, allocator=point.allocator, allocation=point.allocation)
+        row.update(quantizer=point.quantizer, methods=point.methods)
+        row.update(allocator=point.allocator, allocation=point.allocation)
         row.update(seeds=point.test.seeds, average_bits=point.costs["average_bits"], size_kb=point.costs["size"])
         row.update(bops_millions=point.costs["bops"], relative_bops=point.costs["relative_bops"])
         for split, value in (("test", point.test), ("validation", point.validation)):
             row[f"{split}_score"], row[f"{split}_score_standard_error"] = value.mean, value.standard_error
         row.update(front=int(index in on_front), treatment=point.treatment)
         rows.append(row)
-    return _csv(rows)
+    return csv_text(rows)
 
 
 def allocations_csv(points: Sequence[Point]) -> str:
     """One row per point, seed and layer: its weight bits and input bits."""
-    return _csv(
+    return csv_text(
         {"label": point.label, "seed": record.seed, "key": record.key[:8], "layer": layer}
         | {"weight_bits": weight_bits, "input_bits": input_bits}
         for point in points
@@ -53,7 +54,7 @@ def front_rows(points: Sequence[Point], on_front: Collection[int]) -> list[tuple
             f"{point.costs['relative_bops']:.4g}",
             score_text(point.test),
             point.flow,
-            point.quantizer,
+            point.quantizer if point.methods == "-" else f"{point.quantizer} {point.methods}",
             _allocation_cell(point),
         )
         for index, point in enumerate(points)
@@ -111,7 +112,8 @@ def _allocation_cell(point: Point) -> str:
     return rest if point.allocator == "-" else f"{point.allocator} {rest}"
 
 
-def _csv(rows: Iterable[dict[str, Any]]) -> str:
+def csv_text(rows: Iterable[dict[str, Any]]) -> str:
+    """Rows of equal keys as CSV, with a header."""
     listed = list(rows)
     stream = io.StringIO()
     writer = csv.DictWriter(stream, fieldnames=list(listed[0]) if listed else [], lineterminator="\n")

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from qresearch.errors import DataError
 from qresearch.report.compare import Comparison, mixed_versus_uniform
-from qresearch.report.front import front, points_of
+from qresearch.report.front import direction, front, points_of
 from qresearch.report.table import COMPARISON_HEADER, FRONT_HEADER, comparison_rows, front_rows, plain_table
 from qresearch.results.record import Record
 from qresearch.results.run_folder import RunFolder
@@ -19,9 +19,8 @@ def run_tables(run: RunFolder) -> Iterator[str]:
         raise DataError(f"{run.path}: no finished trial yet; run the sweep again")
     points = points_of(stored.records)
     if points:
-        yield "front (*: on it by validation score; scores: test)\n" + plain_table(
-            FRONT_HEADER, front_rows(points, front(points))
-        )
+        title = "; ".join(filter(None, ("front (*: on it by validation score; scores: test", direction(points))))
+        yield f"{title})\n" + plain_table(FRONT_HEADER, front_rows(points, front(points)))
     rows = comparison_rows(comparisons(run, (record for point in points for record in point.records)))
     if rows:
         yield "mixed against uniform (test, 95 % paired bootstrap)\n" + plain_table(COMPARISON_HEADER, rows)

@@ -10,12 +10,15 @@ import jax
 import numpy as np
 
 from qresearch.allocation import ALLOCATORS
+from qresearch.checkpoint import load_checkpoint
 from qresearch.config import KnownNames, QuantizeConfig, RunConfig, SiteConfig, TrainConfig
 from qresearch.cost import COSTS
 from qresearch.data import DATASETS, Dataset, resolve_folder
 from qresearch.errors import DataError
+from qresearch.graph.layer import PRODUCT
 from qresearch.models import MODELS, Model, Variables, load_npz
 from qresearch.numerics.ranges import RANGES
+from qresearch.ptq import PTQ, Method, make_method
 from qresearch.quantizers import QUANTIZERS
 from qresearch.rules import AUTO, Rule, SiteRule
 from qresearch.tasks import TASKS, Task
@@ -40,6 +43,7 @@ def known_names() -> KnownNames:
         "task": TASKS,
         "data.name": DATASETS,
         "model.name": MODELS,
+        "ptq.name": PTQ,
         "allocation.allocator": ALLOCATORS,
         "allocation.cost": COSTS,
         **{f"quantize.{site}.{key}": names for site in ("weight", "input") for key, names in sites.items()},
@@ -54,20 +58,27 @@ def setup_of(config: RunConfig) -> Setup:
 
 def shapes_of(setup: Setup) -> tuple[Any, jax.ShapeDtypeStruct]:
     """(variables, one example's batch) as shapes: enough to find layers without computing anything."""
-    x = jax.ShapeDtypeStruct((1, *setup.data.example_shape), np.float32)
+    x = example_of(setup.data)
     return jax.eval_shape(setup.model.init, jax.random.key(0), x), x
 
 
+def example_of(data: Dataset) -> jax.ShapeDtypeStruct:
+    """The shape and dtype of a batch of one example as the model gets it: images are float32, characters are int32."""
+    raw = np.asarray(data.train.inputs[:1])
+    return jax.eval_shape(data.prepare, jax.ShapeDtypeStruct(raw.shape, raw.dtype))
+
+
 def load_weights(config: RunConfig, setup: Setup) -> Variables:
-    """The variables in ``model.weights``: a path, or a file name in ``weights/`` of the data folder."""
+    """The variables in ``model.weights``, npz or checkpoint: a path, or a name in ``weights/`` of the data folder."""
     given = Path(config.model.weights or "").expanduser()
     folder = resolve_folder(Path(config.data.folder) if config.data.folder else None)
     places = [given] if folder is None or given.is_absolute() else [given, folder / given, folder / "weights" / given]
-    found = next((path for path in places if path.is_file()), None)
+    found = next((path for path in places if path.exists()), None)
     if found is None:
         tried = ", ".join(str(path) for path in places)
         raise DataError(f"model.weights: no file {given} (tried {tried}); give its path, or set QRESEARCH_DATA")
-    return load_npz(found, shapes_of(setup)[0])
+    read = load_checkpoint if found.is_dir() else load_npz
+    return read(found, shapes_of(setup)[0])
 
 
 def rules_of(quantize: QuantizeConfig) -> tuple[Rule, ...]:
@@ -79,7 +90,8 @@ def rules_of(quantize: QuantizeConfig) -> tuple[Rule, ...]:
     rules = [
         Rule(
             pattern=rule.pattern,
-            weight=site(rule.weight, quantize.weight),
+            # Both operands of a product are data: a kernel's default granularity would not fit.
+            weight=site(rule.weight, quantize.input if rule.pattern.startswith(PRODUCT) else quantize.weight),
             input=site(rule.input, quantize.input),
             menu=rule.menu or quantize.menu,
             shared=rule.shared,
@@ -88,6 +100,11 @@ def rules_of(quantize: QuantizeConfig) -> tuple[Rule, ...]:
     ]
     default = Rule("*", _site_rule(quantize.weight), _site_rule(quantize.input), quantize.menu)
     return (*rules, default)
+
+
+def methods_of(config: RunConfig) -> tuple[Method, ...]:
+    """The post-training methods of a run. ConfigError for an option that a method does not have."""
+    return tuple(make_method(method.name, **dict(method.options)) for method in config.ptq)
 
 
 def recipe_of(train: TrainConfig) -> Recipe:

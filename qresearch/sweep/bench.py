@@ -22,8 +22,11 @@ from qresearch.evaluation import Batches, make_batches
 from qresearch.models import Variables
 from qresearch.qmodel import QuantizedModel, quantize_model, sketch_model
 from qresearch.results.atomic import write_json
+from qresearch.rules import Rule
 from qresearch.sensitivities import Sensitivity, allocation_bits, budget_of, make_problem, sensitivity
-from qresearch.sweep.assemble import Setup, load_weights, recipe_of, rules_of, setup_of, shapes_of
+from qresearch.sweep.assemble import Setup, load_weights, methods_of, recipe_of, rules_of, setup_of, shapes_of
+from qresearch.sweep.fit import check_fit
+from qresearch.sweep.keep import pin_ends
 from qresearch.sweep.progress import Reporter
 from qresearch.training import Program, Trainer, check_recipe, make_trainer
 
@@ -64,7 +67,15 @@ class Bench:
     @functools.cached_property
     def sketch(self) -> QuantizedModel:
         """The layers and menus, found without weights or data: enough to check rules and budgets."""
-        return sketch_model(self.setup.model.apply, *shapes_of(self.setup), rules_of(self.config.quantize))
+        return sketch_model(self.setup.model.apply, *shapes_of(self.setup), self.rules)
+
+    @functools.cached_property
+    def rules(self) -> tuple[Rule, ...]:
+        """The rules of the config, and those that keep the first and the last layer at more bits."""
+        rules, keep = rules_of(self.config.quantize), self.config.quantize.keep
+        if not (keep.first or keep.last):
+            return rules
+        return pin_ends(rules, sketch_model(self.setup.model.apply, *shapes_of(self.setup), rules), keep)
 
     def model(self, key: str, variables: Variables) -> QuantizedModel:
         """The quantized model of the float model ``key``, whose inputs decide which are signed.
@@ -72,8 +83,8 @@ class Bench:
         Where they agree on that, float models share one object, and with it the compiled programs.
         """
         if key not in self._models:
-            rules = rules_of(self.config.quantize)
-            self._models[key] = quantize_model(self.setup.model.apply, variables, self.calibration_inputs, rules)
+            fn, x = self.setup.model.apply, self.calibration_inputs
+            self._models[key] = quantize_model(fn, variables, x, self.rules)
         return self._models[key]
 
     @functools.cached_property
@@ -121,6 +132,7 @@ class Bench:
 
     def check(self, configs: Sequence[RunConfig]) -> None:
         """Refuses what these trials could not do, before anything is trained: files, recipes, rules and budgets."""
+        check_fit(self.config, self.setup)
         if self.config.model.weights:
             load_weights(self.config, self.setup)
         else:
@@ -130,6 +142,7 @@ class Bench:
                 check_recipe(recipe_of(config.qat), self.setup.data, "qat")
             if config.flow != "float":
                 self._check_allocation(config)
+            methods_of(config)
 
     def _check_allocation(self, config: RunConfig) -> None:
         """BudgetError for a budget that not even the cheapest options meet, in the unit that the user gave it in."""

@@ -12,6 +12,7 @@ from qresearch.data import DATASETS
 from qresearch.errors import ConfigError, did_you_mean
 from qresearch.models import MODELS
 from qresearch.numerics.ranges import RANGES
+from qresearch.ptq import PTQ
 from qresearch.quantizers import QUANTIZERS
 from qresearch.quantizers.describe import describe
 from qresearch.tasks import TASKS
@@ -19,6 +20,7 @@ from qresearch.tasks import TASKS
 REGISTRIES: dict[str, Mapping[str, Any]] = {
     "quantizers": QUANTIZERS,
     "ranges": RANGES,
+    "ptq": PTQ,
     "allocators": ALLOCATORS,
     "costs": COSTS,
     "models": MODELS,

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,7 +13,7 @@ import numpy as np
 
 from qresearch.calibration import MenuQParams, select_many
 from qresearch.checkpoint import save_checkpoint
-from qresearch.config import RunConfig, config_hash
+from qresearch.config import RunConfig
 from qresearch.errors import BudgetError
 from qresearch.evaluation import Scores, default_chunk, evaluate
 from qresearch.models import Variables
@@ -22,7 +21,9 @@ from qresearch.qmodel import QuantizedModel
 from qresearch.rules import Option
 from qresearch.sweep.bench import Bench
 from qresearch.sweep.floats import FloatModel, float_key
-from qresearch.sweep.outcome import Outcome, means
+from qresearch.sweep.keep import keep_sensitive
+from qresearch.sweep.outcome import Outcome, checkpoint_path, summary
+from qresearch.sweep.post_training import run_methods
 from qresearch.sweep.progress import epochs_done
 from qresearch.training import Trained, Trainer, Trial
 
@@ -44,8 +45,10 @@ def run_bench(bench: Bench, configs: Sequence[RunConfig], floats: dict[str, Floa
         bits, failures = _choose_bits(bench, key, variables, members)
         yield from failures
         table = bench.calibrated(key, variables, _widths(bits))
-        evaluated = [config for config in members if config in bits and config.flow != "qat"]
+        evaluated = [config for config in members if config in bits and config.flow != "qat" and not config.ptq]
         yield from _evaluate(bench, bench.model(key, variables), table, evaluated, bits, floats[key])
+        treated = [config for config in members if config in bits and config.ptq]
+        yield from run_methods(bench, bench.model(key, variables), variables, table, treated, bits)
         for config in members:
             if config in bits and config.flow == "qat":
                 trial = _trial(config, variables, table, bits[config])
@@ -59,17 +62,20 @@ def _choose_bits(
 ) -> tuple[dict[RunConfig, np.ndarray], list[Outcome]]:
     """The bits [layer, 2] of every trial: its own, float, or what its allocator chooses within its budget."""
     model = bench.model(key, variables)
-    in_float, budgeted = np.full((len(model.layers), 2), FLOAT_BITS, np.float32), []
+    in_float, budgeted, kept = np.full((len(model.layers), 2), FLOAT_BITS, np.float32), [], []
     bits, failures = {}, []
     for config in configs:
         if config.flow == "float":
             bits[config] = in_float
         elif config.allocation.bits is not None:
             bits[config] = uniform_bits(model, config.allocation.bits)
+            kept += [config] if config.quantize.keep.most_sensitive else []
         else:
             budgeted.append(config)
-    if budgeted:
+    if budgeted or kept:
         table = bench.sensitivity(key, variables, bench.calibrated(key, variables, _widths(bits)))
+    for config in kept:
+        bits[config] = keep_sensitive(bits[config], table, config.allocation.bits or (0, 0), config.quantize.keep)
     for config in budgeted:
         try:
             bits[config] = bench.allocate(config, table)
@@ -148,14 +154,9 @@ def _trained(
         return Outcome(config, bits, time.monotonic() - started, extra=_history(trained), failure=trained.failure)
     best, last = ((*part, trial.bits) for part in (trained.best, trained.last))
     test, validation = (_own_scores(trainer, best, split) for split in (bench.test, bench.validation))
-    extra = {"last": {"test": means(_own_scores(trainer, last, bench.test))}, **_history(trained)}
+    extra = {"last": {"test": summary(_own_scores(trainer, last, bench.test), trainer.task)}, **_history(trained)}
     save_checkpoint(checkpoint_path(bench.folder, config), {"variables": trained.best[0], "qparams": trained.best[1]})
     return Outcome(config, bits, time.monotonic() - started, test, validation, extra)
-
-
-def checkpoint_path(run: Path, config: RunConfig) -> Path:
-    """Where a QAT trial keeps its best variables and qparams."""
-    return run / "checkpoints" / config_hash(config)[:16]
 
 
 def _own_scores(trainer: Trainer, own: Any, batches: Any) -> Scores:

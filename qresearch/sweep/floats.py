@@ -19,7 +19,7 @@ from qresearch.errors import DataError
 from qresearch.evaluation import make_batches
 from qresearch.models import Model, Variables
 from qresearch.results.atomic import write_json
-from qresearch.sweep.assemble import Setup, load_weights, recipe_of, setup_of, shapes_of
+from qresearch.sweep.assemble import Setup, example_of, load_weights, recipe_of, setup_of, shapes_of
 from qresearch.sweep.progress import Reporter, epochs_done
 from qresearch.tasks import Task
 from qresearch.training import Program, Recipe, Trained, Trainer, Trial, make_trainer
@@ -102,7 +102,8 @@ def _keep(outcome: Trained, path: Path) -> FloatModel:
 
 
 def _trial(setup: Setup, config: RunConfig) -> Trial:
-    variables = setup.model.init(jax.random.key(config.seed), jnp.zeros((1, *setup.data.example_shape), jnp.float32))
+    x = example_of(setup.data)
+    variables = setup.model.init(jax.random.key(config.seed), jnp.zeros(x.shape, x.dtype))
     return Trial(variables, {}, (), config.float_training.learning_rate, config.seed)
 
 

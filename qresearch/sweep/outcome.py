@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import functools
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from qresearch.tasks import Task
 
 
 class Outcome(NamedTuple):
-    """A finished or failed trial. test, validation: of one model, [example]. extra: further metrics, numbers only."""
+    """A finished or failed trial. test, validation: of one model. extra: further metrics, numbers only."""
 
     config: RunConfig
     bits: Float[np.ndarray, "layers 2"]
@@ -28,6 +29,11 @@ class Outcome(NamedTuple):
     validation: Scores | None = None
     extra: Mapping[str, Any] = {}
     failure: str | None = None
+
+
+def checkpoint_path(run: Path, config: RunConfig) -> Path:
+    """Where a trial keeps the variables and qparams that training or post-training methods gave it."""
+    return run / "checkpoints" / config_hash(config)[:16]
 
 
 def make_record(outcome: Outcome, model: QuantizedModel, task: Task) -> Record:
@@ -49,8 +55,9 @@ def make_record(outcome: Outcome, model: QuantizedModel, task: Task) -> Record:
         quantizer={name: site.quantizer if quantized else None for name, site in sites.items()},
         allocation=_allocation(config, outcome.bits, model),
         costs=_costs(outcome.bits, model),
-        metrics=_metrics(outcome),
+        metrics=_metrics(outcome, task),
         score_name=task.score_name,
+        higher_is_better=task.higher_is_better,
         seconds=float(outcome.seconds),
         environment=_environment(),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -110,15 +117,21 @@ def _costs(bits: np.ndarray, model: QuantizedModel) -> dict[str, float]:
     return costs | {"relative_bops": float(relative_bops(macs, bits))}
 
 
-def _metrics(outcome: Outcome) -> dict[str, Any]:
+def _metrics(outcome: Outcome, task: Task) -> dict[str, Any]:
     splits = {"test": outcome.test, "validation": outcome.validation}
-    return {name: means(scores) for name, scores in splits.items() if scores is not None} | dict(outcome.extra)
+    found = {name: summary(scores, task) for name, scores in splits.items() if scores is not None}
+    return found | dict(outcome.extra)
 
 
-def means(scores: Scores) -> dict[str, float]:
-    """The mean loss and score of one model."""
+def summary(scores: Scores, task: Task) -> dict[str, float]:
+    """The mean loss and the score of one model."""
     # float64: the sum of large but finite losses overflows float32.
-    return {name: float(np.mean(values, dtype=np.float64)) for name, values in scores._asdict().items()}
+    return {"loss": float(np.mean(scores.loss, dtype=np.float64)), "score": task.reduce(scores.score)}
+
+
+def per_example(scores: Scores, task: Task) -> dict[str, np.ndarray]:
+    """The losses and scores of one model as records keep them: [example] each, whose means are ``summary``."""
+    return {"loss": scores.loss, "score": task.shares(scores.score)}
 
 
 @functools.cache

@@ -12,11 +12,11 @@ from qresearch.sweep.assemble import known_names
 from qresearch.sweep.bench import Bench
 from qresearch.sweep.execute import run_bench
 from qresearch.sweep.floats import obtain_floats
-from qresearch.sweep.outcome import Outcome, checked, make_record
+from qresearch.sweep.outcome import Outcome, checked, make_record, per_example
 from qresearch.sweep.progress import Reporter, Silent
 
 # What trials must agree on to share a bench: everything but these, which are traced or belong to a flow.
-_OWN = {"name", "output", "seed", "flow", "allocation", "qat"}
+_OWN = {"name", "output", "seed", "flow", "allocation", "ptq", "qat"}
 
 
 class SweepResult(NamedTuple):
@@ -75,7 +75,7 @@ def _benches(configs: Sequence[RunConfig], folder: Path, reporter: Reporter) -> 
 def _store(run: RunFolder, bench: Bench, outcome: Outcome) -> None:
     model = bench.sketch
     record = make_record(outcome, model, bench.setup.task)
-    examples = None if outcome.test is None else {"loss": outcome.test.loss, "score": outcome.test.score}
+    examples = None if outcome.test is None else per_example(outcome.test, bench.setup.task)
     # The record comes last, because it says that the trial is finished; rows of an attempt that was not are dropped.
     folder = run.start(record.key, record.label, record.config)
     (folder / "metrics.jsonl").unlink(missing_ok=True)

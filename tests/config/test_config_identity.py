@@ -40,6 +40,9 @@ CHANGED: dict[str, Any] = {
     "optimizer": "sgd",
     "schedule": "constant",
     "mask": "none",
+    "option": [4, 4],
+    "first": True,
+    "last": True,
     "signed": True,
     "symmetric": False,
     "narrow": True,
@@ -48,8 +51,9 @@ CHANGED: dict[str, Any] = {
     "flow": "ptq",
     "momentum": 0.5,
     "clip_norm": 1.0,
+    "augment": "flip",
 }
-NEEDS_ANOTHER_KEY = {"granularity", "group_size", "budget"}
+NEEDS_ANOTHER_KEY = {"granularity", "group_size", "budget", "ptq"}
 
 
 @pytest.mark.parametrize("path", [path for path, _ in _leaves(resolved(run()))], ids=".".join)
@@ -69,6 +73,13 @@ def test_every_setting_but_name_and_output_is_in_the_hash(path: tuple[str, ...])
 
 def _other(path: tuple[str, ...], old: Any) -> Any:
     return 7 if path == ("evaluate", "examples") else f"{old or 'x'}2"
+
+
+def test_post_training_methods_are_in_the_hash_of_ptq_runs_alone() -> None:
+    lists = [[], ["gptq"], [{"name": "gptq", "options": {"damping": 0.1}}], ["gptq", "awq"], ["awq", "gptq"]]
+    assert len({config_hash(run(flow="ptq", ptq=methods)) for methods in lists}) == len(lists)
+    assert len({config_hash(run(flow="qat", ptq=methods)) for methods in lists}) == 1
+    assert run(flow="ptq", ptq=["gptq"]) == run(flow="ptq", ptq=[{"name": "gptq"}])
 
 
 def test_granularity_and_budget_are_in_the_hash() -> None:

@@ -190,7 +190,7 @@ REFUSED = {
     "negative": (["float.learning_rate=-1"], r"--set  float\.learning_rate: expected a number > 0, got -1"),
     "not a setting": (["float"], r'--set  expected key=value, got "float"'),
     "unknown model": (["model.name=mpl"], r"--set  model\.name: unknown name \"mpl\"; did you mean 'mlp'\?"),
-    "unknown data": (["data.name=digit"], r"--set  data\.name: unknown name .*; did you mean 'digits'\?"),
+    "unknown data": (["data.name=digit"], r"--set  data\.name: unknown name .*; did you mean 'digits'.*\?"),
     "unknown quantizer": (
         ["quantize.weight.quantizer=lqs"],
         r"--set  quantize\.weight\.quantizer: unknown name \"lqs\"; did you mean 'lsq'.*",

@@ -1,0 +1,90 @@
+"""The kinds of value that settings have. Each carries the words that an error uses for what it expects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
+from pydantic_core import PydanticCustomError
+
+
+def expect(words: str) -> WrapValidator:
+    """Whatever is wrong with the value, the error says that ``words`` were expected."""
+
+    def check(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return handler(value)
+        except ValidationError:
+            raise PydanticCustomError("expected", "{words}", {"words": words}) from None
+
+    return WrapValidator(check)
+
+
+def combination(key: str, message: str) -> PydanticCustomError:
+    """The error that values do not go together. ``key``: the one to name, or "" for their section."""
+    return PydanticCustomError("combination", "{message}", {"key": key, "message": message})
+
+
+def _no_dots(name: str) -> str:
+    if ".." in name:
+        raise ValueError("'..' leaves the folder")
+    return name
+
+
+def _pairs(options: Any) -> Any:
+    listed = options.items() if isinstance(options, Mapping) else options
+    return tuple(sorted(tuple(pair) for pair in listed)) if isinstance(options, Mapping | list | tuple) else options
+
+
+def _menu(menu: tuple[Any, ...]) -> tuple[Any, ...]:
+    if menu and len(set(menu)) == len(menu):
+        return menu
+    raise PydanticCustomError("expected", "{words}", {"words": "a list of one or more different pairs"})
+
+
+# YAML has lists; a frozen config has tuples.
+AS_TUPLE = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
+
+Text = Annotated[str, Field(min_length=1), expect("text")]
+RunName = Annotated[
+    str,
+    Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$"),
+    AfterValidator(_no_dots),
+    expect("up to 64 of a-z, 0-9, '.', '_', '-', beginning with a letter or digit and without '..'"),
+]
+# Registry names become parts of folder names.
+Name = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$"),
+    AfterValidator(_no_dots),
+    expect("a name of letters, digits, '.', '_', '-'"),
+]
+Whole = Annotated[int, Field(ge=0), expect("a whole number >= 0")]
+Count = Annotated[int, Field(gt=0), expect("a whole number > 0")]
+# jax keeps the low 32 bits of a seed: larger seeds would repeat smaller ones.
+Seed = Annotated[int, Field(ge=0, lt=2**32), expect("a whole number from 0 to 4294967295")]
+# abs: -0.0 and 0.0 are one setting, and must have one hash.
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), AfterValidator(abs), expect("a number >= 0")]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), expect("a number > 0")]
+Fraction = Annotated[float, Field(ge=0, lt=1), AfterValidator(abs), expect("a number >= 0 and < 1")]
+Bits = Annotated[int, Field(ge=0, le=32)]
+Option = Annotated[
+    tuple[Bits, Bits], AS_TUPLE, expect("a pair [weight_bits, input_bits] of whole numbers from 0 to 32")
+]
+Menu = Annotated[tuple[Option, ...], AfterValidator(_menu), AS_TUPLE]
+# The method's own options, a mapping in YAML; sorted pairs, because a config is hashed.
+Options = Annotated[
+    tuple[tuple[str, bool | int | float | str], ...],
+    BeforeValidator(lambda value: _pairs(value)),
+    expect("a mapping from option names to numbers, texts, true or false"),
+]
+Flow = Literal["float", "ptq", "qat"]
+Granularity = Literal["per_tensor", "per_channel", "per_group", "per_token"]

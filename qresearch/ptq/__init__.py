@@ -1,0 +1,61 @@
+"""Post-training methods, one per file. To add one: write its factory, add its line to ``PTQ``.
+
+In a list they run in turn. The first three change the float model before its ranges are calibrated anew.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from qresearch.errors import ConfigError, did_you_mean
+from qresearch.ptq.adaround import adaround
+from qresearch.ptq.awq import awq
+from qresearch.ptq.bias_correction import bias_correction
+from qresearch.ptq.brecq import brecq
+from qresearch.ptq.equalize import equalize
+from qresearch.ptq.fold_batchnorm import fold_batchnorm
+from qresearch.ptq.gptq import gptq
+from qresearch.ptq.hadamard import hadamard
+from qresearch.ptq.prune import prune
+from qresearch.ptq.qdrop import qdrop
+from qresearch.ptq.reestimate_batchnorm import reestimate_batchnorm
+from qresearch.ptq.smoothquant import smoothquant
+from qresearch.ptq.state import Method, Quantized, before_rounding
+
+PTQ: dict[str, Callable[..., Method]] = {
+    "fold_batchnorm": before_rounding(fold_batchnorm),
+    "equalize": before_rounding(equalize),
+    "smoothquant": before_rounding(smoothquant),
+    "awq": awq,
+    "hadamard": hadamard,
+    "prune": prune,
+    "adaround": adaround,
+    "brecq": brecq,
+    "qdrop": qdrop,
+    "gptq": gptq,
+    "bias_correction": bias_correction,
+    "reestimate_batchnorm": reestimate_batchnorm,
+}
+
+
+def make_method(name: str, **options: Any) -> Method:
+    """The post-training method of this name. ConfigError for a name or an option that does not exist."""
+    if name not in PTQ:
+        raise ConfigError(f"unknown post-training method '{name}'{did_you_mean(name, PTQ)}")
+    parameters = inspect.signature(PTQ[name]).parameters.values()
+    known = {parameter.name: parameter for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+    for option, value in options.items():
+        if option not in known:
+            raise ConfigError(f"ptq: method '{name}' has no option '{option}'{did_you_mean(option, known)}")
+        wanted = type(known[option].default)
+        fits = isinstance(value, (int, float) if wanted is float else wanted)
+        if not fits or isinstance(value, bool) != (wanted is bool):
+            raise ConfigError(f"ptq: option '{option}' of method '{name}' takes {_KINDS[wanted]}, got {value!r}")
+    return PTQ[name](**options)
+
+
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+
+__all__ = ["PTQ", "Method", "Quantized", "make_method"]
