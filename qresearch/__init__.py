@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from qresearch.graph import Layer, find_layers
     from qresearch.pareto import hypervolume, pareto_front
     from qresearch.population import evaluate_population
+    from qresearch.ptq import PTQ, Quantized, make_method
     from qresearch.qmodel import QuantizedModel, quantize_model
     from qresearch.quantizers import QUANTIZERS, Quantizer, QuantSpec
     from qresearch.rules import Rule, SiteRule
@@ -30,6 +31,7 @@ _HOME = {
     "graph": ("Layer", "find_layers"),
     "pareto": ("hypervolume", "pareto_front"),
     "population": ("evaluate_population",),
+    "ptq": ("PTQ", "Quantized", "make_method"),
     "qmodel": ("QuantizedModel", "quantize_model"),
     "quantizers": ("QUANTIZERS", "QuantSpec", "Quantizer"),
     "rules": ("Rule", "SiteRule"),
@@ -41,6 +43,7 @@ _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 __all__ = [
     "ALLOCATORS",
     "COSTS",
+    "PTQ",
     "QUANTIZERS",
     "Batches",
     "Layer",
@@ -48,6 +51,7 @@ __all__ = [
     "Problem",
     "Program",
     "QuantSpec",
+    "Quantized",
     "QuantizedModel",
     "Quantizer",
     "Recipe",
@@ -64,6 +68,7 @@ __all__ = [
     "find_layers",
     "hypervolume",
     "make_batches",
+    "make_method",
     "make_problem",
     "make_trainer",
     "pareto_front",

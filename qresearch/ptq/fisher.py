@@ -38,7 +38,7 @@ def output_importance(quantized: Quantized, batch: int) -> list[Float[np.ndarray
             deltas.append(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), value))
         return jax.grad(lambda deltas: jnp.sum(quantized.loss(end(deltas, params, x), y)))(deltas)
 
-    starts = range(0, len(quantized.x), size)
+    starts = range(0, len(quantized.x) // size * size, size)
     found = [gradients(params, quantized.x[i : i + size], quantized.targets[i : i + size]) for i in starts]
     return [_relative(np.concatenate([np.asarray(part) for part in column])) for column in zip(*found, strict=True)]
 

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from qresearch.errors import DataError
 from qresearch.graph import Call, Handler
 from qresearch.graph.handlers import identity
 from qresearch.graph.layer import is_optional
@@ -90,11 +89,13 @@ def visit_layers(quantized: Quantized, visit: Callable[[Layer, QParams], dict[st
 
 
 def visit_segments(quantized: Quantized, visit: Callable[[Stage, QParams], QParams], batch: int = BATCH) -> QParams:
-    """Calls ``visit(stage, qparams)`` for every segment in order; it returns the qparams with its layers' new ones."""
-    model, params, qparams, x = quantized.model, quantized.params, quantized.qparams, quantized.x
-    size = min(batch, len(x))
-    if len(x) % size:
-        raise DataError(f"post-training methods take calibration examples in batches of {size}, got {len(x)}")
+    """Calls ``visit(stage, qparams)`` for every segment in order; it returns the qparams with its layers' new ones.
+
+    Examples that do not fill a last batch are left out.
+    """
+    model, params, qparams = quantized.model, quantized.params, quantized.qparams
+    size = min(batch, len(quantized.x))
+    x = quantized.x[: len(quantized.x) // size * size]
     through = functools.partial(_run, size=size)
     inputs = float_inputs = x
     units = {use.name: (row, unit) for row, unit in enumerate(model.units) for use in unit.uses}

@@ -12,7 +12,7 @@ import numpy as np
 from qresearch.calibration import MenuQParams, select
 from qresearch.checkpoint import save_checkpoint
 from qresearch.config import RunConfig
-from qresearch.errors import GraphError
+from qresearch.errors import DataError, GraphError
 from qresearch.evaluation import Batches, Scores, evaluate
 from qresearch.models import Variables
 from qresearch.ptq import Quantized
@@ -49,7 +49,7 @@ def _outcome(bench: Bench, config: RunConfig, state: Quantized, started: float) 
     for number, method in enumerate(methods_of(config)):
         try:
             state = method(state, jax.random.fold_in(jax.random.key(config.seed), number))
-        except GraphError as error:  # this method and this model do not go together; other trials may
+        except (GraphError, DataError) as error:  # this method and this model do not go together; other trials may
             reason = f"{config.ptq[number].name}: {error}"
             return Outcome(config, bits, time.monotonic() - started, failure=reason)
     content = {"variables": state.params, "qparams": state.qparams}

@@ -115,6 +115,15 @@ def test_the_same_key_gives_the_same_result(name):
         np.testing.assert_array_equal(left, right)
 
 
+@pytest.mark.parametrize("name", [*ROUNDING, "bias_correction"])
+def test_examples_that_fill_no_batch_are_left_out(name):
+    state = quantized("plain", 3, 8)
+    more = state._replace(x=jnp.concatenate([state.x, state.x[:5]]), targets=jnp.pad(state.targets, (0, 5)))
+    found = method(name)(more, jax.random.key(0)).qparams
+    for new, own in zip(jax.tree.leaves(found), jax.tree.leaves(treated(name, "plain").qparams), strict=True):
+        np.testing.assert_array_equal(new, own)
+
+
 @pytest.mark.parametrize("bits", [0, 32])
 @pytest.mark.parametrize("name", ROUNDING)
 def test_layers_that_are_pruned_or_in_float_are_left_alone(name, bits):
