@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +81,23 @@ def trained_digits() -> Any:
     from trained import train_digits
 
     return train_digits()
+
+
+@pytest.fixture
+def data_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Callable[[Any], None]:
+    """QRESEARCH_DATA with what a config needs, or a skip that says what is missing."""
+
+    def provide(config: Any) -> None:
+        if config.data.name == "cifar10":
+            folder = request.getfixturevalue("cifar10_folder")
+            inner = folder / "cifar-10-batches-bin"
+            (tmp_path / "cifar-10-batches-bin").symlink_to(inner if inner.is_dir() else folder)
+        for part in {"text": ["text"], "digit_scenes": ["mnist"]}.get(config.data.name, []):
+            (tmp_path / part).symlink_to(shared_path("data", part))
+        if config.model.weights:
+            (tmp_path / "weights").symlink_to(shared_path("data", "weights"))
+        monkeypatch.setenv("QRESEARCH_DATA", str(tmp_path))
+
+    return provide

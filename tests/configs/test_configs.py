@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from conftest import ROOT, shared_path
+from conftest import ROOT
 from small_sweep import settings
 
 from qresearch.cli import main
@@ -29,24 +29,6 @@ def note(path):
             last = next(reversed(entries))
             entries[last] += " " + line.lstrip("# ")
     return entries
-
-
-@pytest.fixture
-def data_folder(tmp_path, monkeypatch, request):
-    """QRESEARCH_DATA with what a config needs, or a skip that says what is missing."""
-
-    def provide(config):
-        if config.data.name == "cifar10":
-            folder = request.getfixturevalue("cifar10_folder")
-            inner = folder / "cifar-10-batches-bin"
-            (tmp_path / "cifar-10-batches-bin").symlink_to(inner if inner.is_dir() else folder)
-        for part in {"text": ["text"], "digit_scenes": ["mnist"]}.get(config.data.name, []):
-            (tmp_path / part).symlink_to(shared_path("data", part))
-        if config.model.weights:
-            (tmp_path / "weights").symlink_to(shared_path("data", "weights"))
-        monkeypatch.setenv("QRESEARCH_DATA", str(tmp_path))
-
-    return provide
 
 
 def test_there_are_configs():
