@@ -11,15 +11,12 @@ from qresearch.qmodel import quantize_model
 from qresearch.quantizers import QUANTIZERS
 from qresearch.rules import Rule, SiteRule
 
-PARAMS = {
-    "first": jax.random.normal(jax.random.key(0), (12, 16)) / 3.0,
-    "second": jax.random.normal(jax.random.key(1), (16, 4)) / 4.0,
-}
+PARAMS = {"layer": jax.random.normal(jax.random.key(0), (12, 8)) / 3.0}
 X = jax.random.normal(jax.random.key(2), (24, 12))
 
 
 def network(params, x):
-    return jax.nn.relu(x @ params["first"]) @ params["second"]
+    return jax.nn.relu(x @ params["layer"])
 
 
 @pytest.mark.parametrize("name", QUANTIZERS)
@@ -41,7 +38,7 @@ def test_a_method_trains_a_model_in_one_program_for_all_widths(name):
 
     outputs = {}
     for width in (2.0, 4.0, 8.0, 32.0):
-        bits = jnp.full((2, 2), width)
+        bits = jnp.full((1, 2), width)
         (of_params, of_qparams), outputs[width] = step(PARAMS, bits, jax.random.key(3))
         for leaf in jax.tree.leaves((of_params, of_qparams)):
             assert np.isfinite(leaf).all(), width

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -18,7 +19,9 @@ from qresearch.ptq import PTQ, make_method, optimise
 from qresearch.ptq.programs import compiled
 
 # Of every method, options that make it quick; what they leave out the paper's recipe adds.
-QUICK: dict[str, dict[str, Any]] = {name: {"iterations": 200} for name in ("adaround", "brecq", "qdrop")}
+QUICK: dict[str, dict[str, Any]] = {
+    name: {"iterations": 100, "learning_rate": 0.1} for name in ("adaround", "brecq", "qdrop")
+}
 ROUNDING = ("adaround", "brecq", "qdrop", "gptq")
 KEEP_THE_FUNCTION = ("awq", "hadamard")
 # These change the float model before it is calibrated; they and the last have tests of their own.
@@ -43,8 +46,15 @@ def test_the_docstring_has_a_paper_and_says_where_it_differs(name):
     assert "differ" in text
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("name", CORRECTING)
+def treatments(names: Sequence[str], cases: Sequence[str]) -> pytest.MarkDecorator:
+    """Every (name, case). What takes longest is for the slow suite: qdrop is brecq but for what it drops."""
+    slow = {("awq", "linen"), ("qdrop", "linen"), ("qdrop", "scanned"), ("qdrop", "tied")}
+    pairs = [(name, case) for name in names for case in cases]
+    marked = [pytest.param(*pair, marks=[pytest.mark.slow] if pair in slow else []) for pair in pairs]
+    return pytest.mark.parametrize(("name", "case"), marked)
+
+
+@treatments(CORRECTING, CASES)
 def test_it_runs_on_any_function_and_changes_no_float_parameter(name, case):
     state, found = quantized(case, 3, 8), treated(name, case)
     assert np.isfinite(outputs(found)).all()
@@ -53,8 +63,7 @@ def test_it_runs_on_any_function_and_changes_no_float_parameter(name, case):
         np.testing.assert_array_equal(new, old)
 
 
-@pytest.mark.parametrize("case", ["linen", "plain"])
-@pytest.mark.parametrize("name", [*ROUNDING, "bias_correction"])
+@treatments([*ROUNDING, "bias_correction"], ["linen", "plain"])
 def test_the_outputs_are_nearer_to_the_float_ones_than_after_plain_rounding(name, case):
     state = quantized(case, 3, 8)
     assert error(treated(name, case)) < 0.95 * error(state)
@@ -66,8 +75,7 @@ def test_an_outlying_channel_costs_less(name):
     assert error(method(name)(state, jax.random.key(0))) < 0.9 * error(state)
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("name", ROUNDING)
+@treatments(ROUNDING, CASES)
 def test_what_it_rounds_is_on_the_grid_it_was_calibrated_for(name, case):
     state, found = quantized(case, 3, 8), treated(name, case)
     for row, unit in enumerate(state.model.units):
@@ -75,7 +83,7 @@ def test_what_it_rounds_is_on_the_grid_it_was_calibrated_for(name, case):
         np.testing.assert_allclose(unit.weight.apply(own, kernel, state.bits[row, 0]), kernel, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", ["adaround", "brecq", "qdrop"])
+@pytest.mark.parametrize("name", ["adaround", "brecq"])
 def test_a_rounded_weight_is_one_of_its_two_neighbours(name):
     state, found = quantized("linen", 3, 8), treated(name, "linen")
     for row, unit in enumerate(state.model.units):
@@ -89,8 +97,7 @@ def test_a_rounded_weight_is_one_of_its_two_neighbours(name):
         assert np.all(np.abs(kernel - np.clip(weight, nearest.min(), nearest.max())) <= 1.01 * scale + 1e-6)
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("name", [*KEEP_THE_FUNCTION, *FLOAT])
+@treatments([*KEEP_THE_FUNCTION, *FLOAT], CASES)
 def test_at_32_bits_the_function_is_what_it_was(name, case):
     state, found = quantized(case, 3, 8), treated(name, case)
     wanted = state.model.fn(state.params, state.x)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any, ClassVar, NamedTuple
 
@@ -29,13 +30,13 @@ CALIBRATIONS = {
     (False, "per_tensor"): (None, "mse"),
     (False, "per_channel"): (None,),
 }
-# What the slow suite alone runs: for each of these fields, specifications that the fast one has differ in it alone.
-SLOW = {
-    (True, "per_channel"): {(True, "minmax"), (False, "minmax"), (False, "mse")},
-    (True, "per_tensor"): {(False, None)},
-    (True, "per_group"): {(False, None)},
-    (False, "per_tensor"): {(True, "mse")},
-    (False, "per_channel"): {(False, None)},
+# What the fast suite runs of (signed, granularity, symmetric, range); the slow one runs all.
+FAST = {
+    (True, "per_channel", True, None),
+    (True, "per_channel", False, None),
+    (True, "per_group", True, None),
+    (False, "per_tensor", True, None),
+    (False, "per_tensor", False, None),
 }
 INTEGER_WIDTHS = tuple(range(1, 9))
 WIDTHS = (0, *INTEGER_WIDTHS, 16, 31, 32)
@@ -56,10 +57,12 @@ def label(name: str, spec: QuantSpec) -> str:
     return f"{name}-{signs}-{granularity}-{spec.range or 'own'}"
 
 
-def is_slow(spec: QuantSpec) -> bool:
-    """Whether only the slow suite runs this specification."""
+def is_slow(name: str, spec: QuantSpec) -> bool:
+    """Whether only the slow suite runs this specification of a method."""
     granularity = next(key for key, value in GRANULARITIES.items() if value == spec.granularity)
-    return (spec.symmetric, spec.range) in SLOW[spec.signed, granularity]
+    if spec.signed and granularity == "per_tensor" and not accepted(name, replace(spec, granularity=per_channel(1))):
+        return False  # the method has no other
+    return (spec.signed, granularity, spec.symmetric, spec.range) not in FAST
 
 
 ALL = [
@@ -77,7 +80,7 @@ def cases(without: tuple[str, ...] = (), follows_bits: bool = False, **fixed: An
     follows_bits: without the methods that have a width of their own.
     """
     chosen = [
-        pytest.param(name, spec, id=label(name, spec), marks=[pytest.mark.slow] if is_slow(spec) else [])
+        pytest.param(name, spec, id=label(name, spec), marks=[pytest.mark.slow] if is_slow(name, spec) else [])
         for name, spec in ALL
         if all(getattr(spec, field) == value for field, value in fixed.items())
         and accepted(name, spec)

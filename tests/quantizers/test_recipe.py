@@ -21,7 +21,7 @@ def test_the_quantizer_of_the_recipe_conforms(tmp_path):
     section = (ROOT / "CONTRIBUTING.md").read_text().split("## Adding a quantizer")[1]
     (tmp_path / "wrpn.py").write_text(re.search(r"```python\n(.*?)```", section, re.DOTALL)[1])
     (tmp_path / "register_wrpn.py").write_text(REGISTER)
-    command = [sys.executable, "-m", "pytest", "-p", "register_wrpn", "-n", "0", "-q", "-k", "wrpn"]
+    command = [sys.executable, "-m", "pytest", "-p", "register_wrpn", "-n", "0", "-q", "-k", "wrpn", "-m", ""]
     suites = [str(ROOT / "tests" / "quantizers" / name) for name in ("test_conformance.py", "test_traits.py")]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run([*command, *suites], cwd=ROOT, env=environment, capture_output=True, text=True)
