@@ -51,11 +51,12 @@ def make_method(name: str, **options: Any) -> Method:
             raise ConfigError(f"ptq: method '{name}' has no option '{option}'{did_you_mean(option, known)}")
         wanted = type(known[option].default)
         fits = isinstance(value, (int, float) if wanted is float else wanted)
-        if not fits or isinstance(value, bool) != (wanted is bool):
+        fits = fits and isinstance(value, bool) == (wanted is bool) and (wanted is not int or value >= 1)
+        if not fits:
             raise ConfigError(f"ptq: option '{option}' of method '{name}' takes {_KINDS[wanted]}, got {value!r}")
     return PTQ[name](**options)
 
 
-_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+_KINDS = {bool: "true or false", int: "a whole number >= 1", float: "a number", str: "a text"}
 
 __all__ = ["PTQ", "Method", "Quantized", "make_method"]

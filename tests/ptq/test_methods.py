@@ -168,8 +168,10 @@ def test_an_unknown_method_or_option_is_refused_with_the_nearest_name():
         make_method("adarond")
     with pytest.raises(ConfigError, match=r"method 'adaround' has no option 'iteration'.*'iterations'"):
         make_method("adaround", iteration=3)
-    with pytest.raises(ConfigError, match=r"'iterations' of method 'adaround' takes a whole number, got 0.5"):
+    with pytest.raises(ConfigError, match=r"'iterations' of method 'adaround' takes a whole number >= 1, got 0.5"):
         make_method("adaround", iterations=0.5)
+    with pytest.raises(ConfigError, match=r"'steps' of method 'awq' takes a whole number >= 1, got 0"):
+        make_method("awq", steps=0)
     with pytest.raises(ConfigError, match=r"'act_order' of method 'gptq' takes true or false, got 1"):
         make_method("gptq", act_order=1)
 
