@@ -76,6 +76,11 @@ def quantized_output(unit: Unit, call: Call) -> Array:
     weight = fake_quantize(unit, "weight", found.get("kernel", call.weight), call)
     x = corrected_input(unit, found, call.input)
     output = call.contract(weight, fake_quantize(unit, "input", x, call))
+    return corrected_output(found, output)
+
+
+def corrected_output(found: Mapping[str, Any], output: Float[Array, "..."]) -> Float[Array, "..."]:
+    """A layer's output, shifted where its qparams say so."""
     return output + found["shift"].astype(output.dtype) if "shift" in found else output
 
 

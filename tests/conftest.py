@@ -25,12 +25,13 @@ def shared_path(*parts: str) -> Path:
     return path
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What one process runs: the tests of a file, which share fixtures, or of one quantizer, which share programs."""
-    for item in items:
-        callspec = getattr(item, "callspec", None)
-        name = callspec.params.get("name") if callspec and item.path.parent.name == "quantizers" else None
-        item.add_marker(pytest.mark.xdist_group(name or item.nodeid.partition("::")[0]))
+def pytest_configure(config: pytest.Config) -> None:
+    """Most of the fast suite's time is LLVM's: there it does not optimize, but where a test asks for it (``Program``).
+
+    The slow suite, and all tests with ``-m ''``, run what users run. XLA_FLAGS that are set stay as they are.
+    """
+    if config.option.markexpr == "not slow":
+        os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from qresearch.ptq.optimise import Recipe, beta_at, minimise
 from qresearch.ptq.programs import run
 from qresearch.ptq.sequence import Layer, visit_layers
 from qresearch.ptq.soft_rounding import Grid, indecision, is_rounded, rounded, soft, start, weight_grid
-from qresearch.ptq.state import Method, Quantized
+from qresearch.ptq.state import Method, Quantized, with_kernel
 from qresearch.qmodel import QParams
 
 
@@ -37,7 +37,7 @@ def adaround(
             if not is_rounded(layer.unit, bits):
                 return own
             kernel = reconstruct(layer, own, bits, recipe, jax.random.fold_in(key, layer.row))
-            return {**own, "kernel": kernel}
+            return with_kernel(own, kernel)
 
         return quantized._replace(qparams=visit_layers(quantized, visit))
 

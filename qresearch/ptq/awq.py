@@ -11,7 +11,7 @@ from qresearch.graph.contract import contraction_of
 from qresearch.ptq.programs import compiled, run
 from qresearch.ptq.sequence import Layer, visit_layers
 from qresearch.ptq.soft_rounding import is_rounded
-from qresearch.ptq.state import Method, Quantized
+from qresearch.ptq.state import Method, Quantized, with_kernel
 from qresearch.qmodel import QParams
 
 
@@ -59,7 +59,7 @@ def _scaled(layer: Layer, own: dict[str, Any], bits: Float[Array, "2"], steps: i
             x = unit.input.apply(ranges["input"], x, bits[1])
         assert unit.weight is not None  # is_rounded
         output = contract(unit.weight.apply(ranges["weight"], kernel, bits[0]), x)
-        return jnp.mean(jnp.square(output - target)), scale, {**ranges, "kernel": kernel}
+        return jnp.mean(jnp.square(output - target)), scale, ranges | {"kernel": kernel}
 
     target = run(contract, layer.float_weight, layer.float_inputs)
     alphas = jnp.arange(steps, dtype=jnp.float32) / steps
@@ -70,4 +70,4 @@ def _scaled(layer: Layer, own: dict[str, Any], bits: Float[Array, "2"], steps: i
     if best == 0:
         return own
     _, scale, changed = program(best, *rest)
-    return {**own, **changed, "divisor": scale * own.get("divisor", 1.0)}
+    return with_kernel(own, **changed, divisor=scale * own.get("divisor", 1.0))

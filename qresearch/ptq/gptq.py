@@ -12,7 +12,7 @@ from qresearch.graph.contract import as_matrices
 from qresearch.ptq.programs import run
 from qresearch.ptq.sequence import Layer, visit_layers
 from qresearch.ptq.soft_rounding import Grid, is_rounded, weight_grid
-from qresearch.ptq.state import Method, Quantized
+from qresearch.ptq.state import Method, Quantized, with_kernel
 from qresearch.qmodel import QParams
 
 
@@ -32,7 +32,7 @@ def gptq(*, damping: float = 0.01, act_order: bool = True) -> Method:
             if not is_rounded(layer.unit, bits):
                 return own
             grid = weight_grid(layer.unit, own["weight"], layer.weight, bits[0])
-            return {**own, "kernel": round_layer(layer, grid, layer.quantized_inputs(own, bits), damping, act_order)}
+            return with_kernel(own, round_layer(layer, grid, layer.quantized_inputs(own, bits), damping, act_order))
 
         return quantized._replace(qparams=visit_layers(quantized, visit))
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from qresearch.ptq.programs import run
 from qresearch.ptq.sequence import Layer, visit_layers
-from qresearch.ptq.state import Method, Quantized, recalibrated
+from qresearch.ptq.state import Method, Quantized, with_kernel, recalibrated
 from qresearch.qmodel import QParams
 from qresearch.units import Unit
 
@@ -81,10 +81,10 @@ def _rotated(
         return jnp.moveaxis(jnp.matmul(jnp.moveaxis(array, axis, -1), rotation, precision="highest"), -1, axis)
 
     kernel, x = map(turn, (layer.weight, layer.inputs), axes)
-    return {
-        **own,
-        "weight": unit.weight and run(unit.weight.init, kernel, bits[0]),
-        "input": unit.input and run(unit.input.init, x, bits[1]),
-        "kernel": kernel,
-        "rotation": own["rotation"] @ rotation if "rotation" in own else rotation,
-    }
+    return with_kernel(
+        own,
+        kernel,
+        weight=unit.weight and run(unit.weight.init, kernel, bits[0]),
+        input=unit.input and run(unit.input.init, x, bits[1]),
+        rotation=own["rotation"] @ rotation if "rotation" in own else rotation,
+    )

@@ -11,7 +11,7 @@ from qresearch.errors import ConfigError
 from qresearch.ptq.programs import run
 from qresearch.ptq.sequence import Layer, visit_layers
 from qresearch.ptq.soft_rounding import is_rounded
-from qresearch.ptq.state import Method, Quantized
+from qresearch.ptq.state import Method, Quantized, with_kernel
 from qresearch.qmodel import QParams
 
 
@@ -37,7 +37,7 @@ def prune(*, sparsity: float = 0.5, unit: str = "weight") -> Method:
                 return own
             channels = layer.unit.layer.contraction.channel_axes
             kernel = jnp.where(_kept(layer.weight, sparsity, channels if unit == "channel" else ()), layer.weight, 0.0)
-            return {**own, "weight": run(layer.unit.weight.init, kernel, bits[0]), "kernel": kernel}
+            return with_kernel(own, kernel, weight=run(layer.unit.weight.init, kernel, bits[0]))
 
         return quantized._replace(qparams=visit_layers(quantized, visit))
 

@@ -15,9 +15,9 @@ from qresearch.ptq.fisher import output_importance
 from qresearch.ptq.optimise import Recipe, beta_at, minimise
 from qresearch.ptq.sequence import Stage, visit_segments
 from qresearch.ptq.soft_rounding import indecision, is_rounded, rounded, soft, start, weight_grid
-from qresearch.ptq.state import Quantized
+from qresearch.ptq.state import Quantized, with_kernel
 from qresearch.qmodel import QParams
-from qresearch.units import Unit, base_name, corrected_input, fake_quantize
+from qresearch.units import Unit, base_name, corrected_input, corrected_output, fake_quantize
 
 RANGE_FIELDS = {"scale", "low", "high"}  # the qparams that a factor on an input's range multiplies
 
@@ -107,8 +107,9 @@ def _reconstruct(
     for (row, unit), own, state, grid, shape in zip(stage.units, best, fixed, grids, shapes):
         if (row, unit) in units:
             found = _with_factor(state, own.factor)["qparams"]
-            kernel = {} if grid is None else {"kernel": rounded(grid, jnp.float32(soft(own.logits) >= 0.5), shape)}
-            new[unit.layer.name] = found | kernel
+            if grid is not None:
+                found = with_kernel(found, rounded(grid, jnp.float32(soft(own.logits) >= 0.5), shape))
+            new[unit.layer.name] = found
     return new
 
 
@@ -120,14 +121,17 @@ def _soft_handler(stage: Stage, probability: float) -> Handler:
         unit = units.get(call.site.base)
         if unit is None:
             return call.contract(call.weight, call.input), None
-        kernel, found = call.state["soft"], call.state["qparams"]
-        weight = fake_quantize(unit, "weight", found.get("kernel", call.weight), call) if kernel is None else kernel
+        weight, found = call.state["soft"], call.state["qparams"]
+        learned = weight is not None
+        if not learned:
+            weight = fake_quantize(unit, "weight", found.get("kernel", call.weight), call)
         raw = corrected_input(unit, found, call.input)
         x = fake_quantize(unit, "input", raw, call)
         if probability:
             key = jax.random.fold_in(call.state["drop"], call.index)
             x = jnp.where(jax.random.bernoulli(key, probability, x.shape), raw, x)
-        return call.contract(weight, x), None
+        output = call.contract(weight, x)
+        return output if learned else corrected_output(found, output), None
 
     return handler
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -51,6 +51,11 @@ def recalibrated(quantized: Quantized, fn: Function, params: Params, rules: Sequ
     widths = sorted({int(width) for width in np.unique(quantized.bits) if 0 < width < 32})
     qparams = select(calibrate(model, params, quantized.x, widths), quantized.bits)
     return quantized._replace(model=model, params=params, qparams=qparams)
+
+
+def with_kernel(own: Mapping[str, Any], kernel: Array, **changed: Any) -> dict[str, Any]:
+    """A layer's qparams with another kernel. A shift goes: it was the mean error of the kernel before."""
+    return {**{name: part for name, part in own.items() if name != "shift"}, "kernel": kernel, **changed}
 
 
 class Method(Protocol):

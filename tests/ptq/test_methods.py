@@ -47,8 +47,11 @@ def test_the_docstring_has_a_paper_and_says_where_it_differs(name):
 
 
 def treatments(names: Sequence[str], cases: Sequence[str]) -> pytest.MarkDecorator:
-    """Every (name, case). What takes longest is for the slow suite: qdrop is brecq but for what it drops."""
-    slow = {("awq", "linen"), ("qdrop", "linen"), ("qdrop", "scanned"), ("qdrop", "tied")}
+    """Every (name, case). What takes longest is for the slow suite: qdrop is brecq but for what it drops, and what
+    scans and shared kernels ask of one method that visits layers they ask of all.
+    """
+    slow = {("awq", "linen"), ("awq", "scanned"), ("awq", "tied"), ("hadamard", "linen"), ("adaround", "tied")}
+    slow |= {("qdrop", "linen"), ("qdrop", "scanned"), ("qdrop", "tied"), ("prune", "scanned"), ("prune", "linen")}
     pairs = [(name, case) for name in names for case in cases]
     marked = [pytest.param(*pair, marks=[pytest.mark.slow] if pair in slow else []) for pair in pairs]
     return pytest.mark.parametrize(("name", "case"), marked)
@@ -183,8 +186,9 @@ def test_what_changes_the_float_model_must_come_before_what_rounds(name):
         method(name)(state, jax.random.key(0))
 
 
-@pytest.mark.parametrize("sparsity", [0.0, 0.25, 0.5])
-@pytest.mark.parametrize("second", ROUNDING)
+@pytest.mark.parametrize(
+    ("sparsity", "second"), [*((0.5, name) for name in ROUNDING), (0.0, "gptq"), (0.25, "gptq")]
+)
 def test_pruned_weights_stay_zero(sparsity, second):
     state = quantized("plain", 3, 8)
     pruned = make_method("prune", sparsity=sparsity)(state, jax.random.key(0))
@@ -209,3 +213,23 @@ def test_bias_correction_takes_the_mean_error_of_each_channel_away():
     wanted = state.model.fn(state.params, state.x)
     before, after = (jnp.abs(jnp.mean(outputs(s) - wanted, axis=0)).max() for s in (state, found))
     assert after < 1e-5 < before
+
+
+@pytest.mark.parametrize("name", [*ROUNDING, "awq", "prune"])
+def test_a_new_kernel_takes_the_shift_of_the_one_before_away(name):
+    shifted = method("bias_correction")(quantized("plain", 3, 8), jax.random.key(0))
+    found = method(name)(shifted, jax.random.key(0))
+    changed = [own for own in found.qparams.values() if "kernel" in own]
+    assert changed
+    assert not any("shift" in own for own in changed)
+
+
+@pytest.mark.parametrize("name", ["brecq", "qdrop"])
+def test_a_block_is_learned_behind_the_shift_of_a_layer_that_stays(name):
+    state = quantized("plain", 3, 32)
+    state = state._replace(bits=state.bits.at[0].set(32))
+    first = "first/kernel"
+    shifted = state._replace(qparams=state.qparams | {first: state.qparams[first] | {"shift": jnp.ones((1, 24))}})
+    behind, without = (method(name)(each, jax.random.key(0)).qparams["second/kernel"] for each in (shifted, state))
+    one, other = (shifted._replace(qparams=shifted.qparams | {"second/kernel": own}) for own in (behind, without))
+    assert error(one) < 0.9 * error(other)
