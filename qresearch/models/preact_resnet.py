@@ -11,7 +11,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from qresearch.models.model import Model, from_linen
-from qresearch.models.resnet import CIFAR_IMAGE, batch_norm, conv3x3, shortcut
+from qresearch.models.resnet import CIFAR_IMAGE, Stage, batch_norm, conv3x3, shortcut
 
 
 class PreActBlock(nn.Module):
@@ -29,21 +29,6 @@ class PreActBlock(nn.Module):
         return x + shortcut(inputs, self.features, self.strides)
 
 
-class PreActStage(nn.Module):
-    """Blocks "0", "1", ... of one width; the first divides the resolution by ``strides``."""
-
-    features: int
-    strides: int
-    blocks: int
-
-    @nn.compact
-    def __call__(self, inputs: Float[Array, "batch h w c"], train: bool) -> Float[Array, "batch h2 w2 c2"]:
-        x = inputs
-        for i in range(self.blocks):
-            x = PreActBlock(self.features, self.strides if i == 0 else 1, name=str(i))(x, train)
-        return x
-
-
 class PreActResNet(nn.Module):
     """Depth ``6 * blocks + 2``. Inputs [batch, h, w, 3]; outputs [batch, classes]."""
 
@@ -54,7 +39,7 @@ class PreActResNet(nn.Module):
     def __call__(self, inputs: Float[Array, "batch h w c"], train: bool) -> Float[Array, "batch classes"]:
         x = conv3x3(16, 1, "conv1")(inputs)
         for i, features in enumerate((16, 32, 64), start=1):
-            x = PreActStage(features, 1 if i == 1 else 2, self.blocks, name=f"layer{i}")(x, train)
+            x = Stage(PreActBlock, features, 1 if i == 1 else 2, self.blocks, name=f"layer{i}")(x, train)
         x = nn.relu(batch_norm(train, "bn")(x)).mean((1, 2))
         return nn.Dense(self.classes, kernel_init=nn.initializers.he_normal(), name="linear")(x)
 

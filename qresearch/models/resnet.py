@@ -8,6 +8,8 @@ flax's "SAME" would pad (0, 1): public weights expect the former. Parameter path
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
@@ -50,8 +52,9 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks "0", "1", ... of one width; the first halves the resolution by ``strides``."""
+    """Blocks "0", "1", ... of one kind and width; the first divides the resolution by ``strides``."""
 
+    block: Callable[..., nn.Module]
     features: int
     strides: int
     blocks: int
@@ -60,7 +63,7 @@ class Stage(nn.Module):
     def __call__(self, inputs: Float[Array, "batch h w c"], train: bool) -> Float[Array, "batch h2 w2 c2"]:
         x = inputs
         for i in range(self.blocks):
-            x = Block(self.features, self.strides if i == 0 else 1, name=str(i))(x, train)
+            x = self.block(self.features, self.strides if i == 0 else 1, name=str(i))(x, train)
         return x
 
 
@@ -74,7 +77,7 @@ class ResNet(nn.Module):
     def __call__(self, inputs: Float[Array, "batch h w c"], train: bool) -> Float[Array, "batch classes"]:
         x = nn.relu(batch_norm(train, "bn1")(conv3x3(16, 1, "conv1")(inputs)))
         for i, features in enumerate((16, 32, 64), start=1):
-            x = Stage(features, 1 if i == 1 else 2, self.blocks, name=f"layer{i}")(x, train)
+            x = Stage(Block, features, 1 if i == 1 else 2, self.blocks, name=f"layer{i}")(x, train)
         return nn.Dense(self.classes, kernel_init=nn.initializers.he_normal(), name="linear")(x.mean((1, 2)))
 
 

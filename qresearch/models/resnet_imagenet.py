@@ -11,7 +11,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from qresearch.models.model import Model, from_linen, image
-from qresearch.models.resnet import batch_norm
+from qresearch.models.resnet import Stage, batch_norm
 
 IMAGENET_IMAGE = image(224, 3)
 HE_FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -57,22 +57,6 @@ class Bottleneck(nn.Module):
         return nn.relu(x + _shortcut(inputs, x, self.strides, train))
 
 
-class ImageNetStage(nn.Module):
-    """Blocks "0", "1", ... of one width; the first divides the resolution by ``strides``."""
-
-    block: type[BasicBlock | Bottleneck]
-    features: int
-    strides: int
-    blocks: int
-
-    @nn.compact
-    def __call__(self, inputs: Float[Array, "batch h w c"], train: bool) -> Float[Array, "batch h2 w2 c2"]:
-        x = inputs
-        for i in range(self.blocks):
-            x = self.block(self.features, self.strides if i == 0 else 1, name=str(i))(x, train)
-        return x
-
-
 class ImageNetResNet(nn.Module):
     """A 7x7 convolution and a pool at stride 4, four stages of blocks; inputs [batch, h, w, 3], outputs [batch,
     classes].
@@ -87,7 +71,7 @@ class ImageNetResNet(nn.Module):
         x = nn.relu(batch_norm(train, "bn1")(_conv(64, 7, 2, "conv1")(inputs)))
         x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
         for i, blocks in enumerate(self.blocks):
-            x = ImageNetStage(self.block, 64 * 2**i, min(i + 1, 2), blocks, name=f"layer{i + 1}")(x, train)
+            x = Stage(self.block, 64 * 2**i, min(i + 1, 2), blocks, name=f"layer{i + 1}")(x, train)
         return nn.Dense(self.classes, name="linear")(x.mean((1, 2)))
 
 

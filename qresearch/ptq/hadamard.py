@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from qresearch.ptq.programs import run
 from qresearch.ptq.sequence import Layer, visit_layers
-from qresearch.ptq.state import Method, Quantized, with_kernel, recalibrated
+from qresearch.ptq.state import Method, Quantized, recalibrated, with_kernel
 from qresearch.qmodel import QParams
 from qresearch.units import Unit
 

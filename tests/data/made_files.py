@@ -12,7 +12,9 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from qresearch.data import cifar10, cifar100, mnist, text
+from qresearch.data import mnist, text
+from qresearch.data.cifar10 import CIFAR10
+from qresearch.data.cifar100 import CIFAR100
 from qresearch.data.idx import IdxFile
 
 KINDS = ("missing", "truncated", "mislabelled", "another size")
@@ -59,14 +61,12 @@ def write_sparse(folder, layout, sizes):
         os.truncate(folder / layout / name, size)
 
 
-def write_cifar10(folder, monkeypatch):
-    names = (*cifar10.TRAIN_FILES, cifar10.TEST_FILE)
-    write_sparse(folder, cifar10.LAYOUT, dict.fromkeys(names, cifar10.FILE_BYTES))
+def write_cifar(layout):
+    def write(folder, monkeypatch):
+        sizes = {name: records * layout.record_bytes for name, records in layout.files.items()}
+        write_sparse(folder, layout.folder, sizes)
 
-
-def write_cifar100(folder, monkeypatch):
-    sizes = {name: records * cifar100.RECORD_BYTES for name, records in cifar100.RECORDS.items()}
-    write_sparse(folder, cifar100.LAYOUT, sizes)
+    return write
 
 
 def cifar_damage(layout, test, other, record):
@@ -179,8 +179,8 @@ def write_shakespeare(folder, monkeypatch):
 TEXT = text.TINYSHAKESPEARE
 
 MADE = {
-    "cifar10": Made(write_cifar10, cifar_damage(cifar10.LAYOUT, cifar10.TEST_FILE, 30_740_000, 3073)),
-    "cifar100": Made(write_cifar100, cifar_damage(cifar100.LAYOUT, "test.bin", 30_730_000, 3074)),
+    "cifar10": Made(write_cifar(CIFAR10), cifar_damage(CIFAR10.folder, "test_batch.bin", 30_740_000, 3073)),
+    "cifar100": Made(write_cifar(CIFAR100), cifar_damage(CIFAR100.folder, "test.bin", 30_730_000, 3074)),
     "mnist": made_mnist("mnist"),
     "fashion_mnist": made_mnist("fashion_mnist"),
     "digit_scenes": made_mnist("mnist"),  # composed from it where the folder holds it

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from conftest import shared_path
 
-from qresearch.data.cifar10 import prepare, read_file
+from qresearch.data.cifar10 import CIFAR10, prepare
+from qresearch.data.cifar_files import read_file
 from qresearch.models import MODELS, load_npz
 from qresearch.models.resnet import shortcut
 from qresearch.tasks import TASKS
@@ -23,7 +24,7 @@ def published(name):
 
 def correct(name, folder, examples):
     model, variables = published(name)
-    test = read_file(next(folder.rglob("test_batch.bin")))
+    test = read_file(CIFAR10, next(folder.rglob("test_batch.bin")))
 
     @jax.jit
     def count(inputs, targets):

@@ -12,7 +12,8 @@ from graph.zoo import IMAGE, SEQUENCE, ZOO, X, draw, kernel
 from ptq.float_functions import assert_close, batch, filled, normalize, shapes, statistics
 
 import qresearch as qr
-from qresearch.data.cifar10 import prepare, read_file
+from qresearch.data.cifar10 import CIFAR10, prepare
+from qresearch.data.cifar_files import read_file
 from qresearch.errors import GraphError
 from qresearch.graph import find_layers
 from qresearch.models import MODELS, load_npz
@@ -245,7 +246,7 @@ def test_an_entry_of_that_name_is_refused():
 def test_published_resnet20_predicts_the_same(cifar10_folder):
     model = MODELS["resnet20"](10)
     variables = load_npz(shared_path("data", "weights", "resnet20_cifar10.npz"), shapes(model))
-    inputs = prepare(read_file(next(cifar10_folder.rglob("test_batch.bin"))).inputs[:256])
+    inputs = prepare(read_file(CIFAR10, next(cifar10_folder.rglob("test_batch.bin"))).inputs[:256])
     folded_fn, folded = fold_batchnorm(model.apply, variables, inputs)
     expected, actual = jax.jit(model.apply)(variables, inputs), jax.jit(folded_fn)(folded, inputs)
     assert_close(actual, expected)

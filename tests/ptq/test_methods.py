@@ -186,9 +186,7 @@ def test_what_changes_the_float_model_must_come_before_what_rounds(name):
         method(name)(state, jax.random.key(0))
 
 
-@pytest.mark.parametrize(
-    ("sparsity", "second"), [*((0.5, name) for name in ROUNDING), (0.0, "gptq"), (0.25, "gptq")]
-)
+@pytest.mark.parametrize(("sparsity", "second"), [*((0.5, name) for name in ROUNDING), (0.0, "gptq"), (0.25, "gptq")])
 def test_pruned_weights_stay_zero(sparsity, second):
     state = quantized("plain", 3, 8)
     pruned = make_method("prune", sparsity=sparsity)(state, jax.random.key(0))
