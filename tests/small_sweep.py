@@ -93,3 +93,10 @@ def compilations() -> Iterator[list[str]]:
         yield compiled
     finally:
         monitoring.unregister_event_duration_listener(listen)
+
+
+def state_of(folder, *patterns):
+    """(content, time of the last change) of files."""
+    files = [file for pattern in patterns for file in folder.glob(pattern) if file.is_file()]
+    assert files
+    return {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in files}

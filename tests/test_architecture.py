@@ -170,6 +170,13 @@ def test_the_package_keeps_every_rule():
     assert not (found := violations(PACKAGE)), "\n" + "\n".join(found)
 
 
+@pytest.mark.parametrize("folder", ["tests", "experiments"])
+def test_no_module_beside_the_package_is_longer(folder):
+    lines = {path.name: len(path.read_text().splitlines()) for path in (PACKAGE.parent / folder).rglob("*.py")}
+    assert lines
+    assert not {name: count for name, count in lines.items() if count > MAX_LINES}
+
+
 PLANTED = {
     "upwards": ("numerics/bad.py", "from qresearch.training import fit", "(layer 1) imports training (layer 5)"),
     "upwards through the package": ("graph/bad.py", "from qresearch import cli", "(layer 3) imports cli (layer 6)"),

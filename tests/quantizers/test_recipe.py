@@ -22,7 +22,10 @@ def test_the_quantizer_of_the_recipe_conforms(tmp_path):
     (tmp_path / "wrpn.py").write_text(re.search(r"```python\n(.*?)```", section, re.DOTALL)[1])
     (tmp_path / "register_wrpn.py").write_text(REGISTER)
     command = [sys.executable, "-m", "pytest", "-p", "register_wrpn", "-n", "0", "-q", "-k", "wrpn", "-m", ""]
-    suites = [str(ROOT / "tests" / "quantizers" / name) for name in ("test_conformance.py", "test_traits.py")]
+    suites = [
+        str(ROOT / "tests" / "quantizers" / name)
+        for name in ("test_conformance.py", "test_factories.py", "test_traits.py")
+    ]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run([*command, *suites], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:]
