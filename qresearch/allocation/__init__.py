@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from qresearch.allocation import exact, greedy, random, uniform
+from qresearch.allocation import annealing, exact, greedy, lagrangian, milp, nsga2, random, uniform
 from qresearch.allocation.budgets import check_budgets
 from qresearch.allocation.problem import Allocator, Problem, merge_groups
+from qresearch.allocation.refine import refine
 
 ALLOCATORS: dict[str, Allocator] = {
+    "annealing": annealing.allocate,
     "exact": exact.allocate,
     "greedy": greedy.allocate,
+    "lagrangian": lagrangian.allocate,
+    "milp": milp.allocate,
+    "nsga2": nsga2.allocate,
     "random": random.allocate,
     "uniform": uniform.allocate,
 }
 
-__all__ = ["ALLOCATORS", "Allocator", "Problem", "check_budgets", "merge_groups"]
+__all__ = ["ALLOCATORS", "Allocator", "Problem", "check_budgets", "merge_groups", "refine"]

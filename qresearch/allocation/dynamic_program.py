@@ -121,7 +121,7 @@ def _scale(tables: _Tables) -> Float[np.ndarray, "constraint"]:
 
 def _multipliers(tables: _Tables) -> Float[np.ndarray, "multiplier constraint"]:
     """The relaxation's prices of the constraints, first as they are, then together and one by one scaled."""
-    best = _relaxed_prices(tables)
+    best = relaxed_prices(np.where(tables.allowed, tables.loss, np.inf), tables.costs, tables.limits)
     scaled = [best * factor for factor in _FACTORS]
     if len(best) > 1:
         for c in range(len(best)):
@@ -129,23 +129,30 @@ def _multipliers(tables: _Tables) -> Float[np.ndarray, "multiplier constraint"]:
     return np.stack(scaled)
 
 
-def _relaxed_prices(tables: _Tables) -> Float[np.ndarray, "constraint"]:
-    """The dual prices of the constraints in the linear relaxation, where a layer may mix its options."""
+def relaxed_prices(
+    loss: Float[np.ndarray, "layer option"], costs: Costs, limits: Num[np.ndarray, "constraint"]
+) -> Float[np.ndarray, "constraint"]:
+    """The dual prices of the constraints in the linear relaxation, where a layer may mix its options.
+
+    loss: +inf where an option is not allowed. Ones where the relaxation cannot be met.
+    """
     from scipy.optimize import linprog  # costs 0.2 s, which the command line would pay for every start
     from scipy.sparse import csr_array
 
-    layer, _ = np.nonzero(tables.allowed)
-    loss_scale = tables.loss[tables.allowed].max()
+    allowed = np.isfinite(loss)
+    layer, _ = np.nonzero(allowed)
+    above = loss - loss.min(axis=1, keepdims=True)
+    loss_scale = above[allowed].max()
+    scale = np.where(limits > 0, limits, 1).astype(np.float64)
     if loss_scale == 0.0:
-        return np.zeros(len(tables.limits))
-    scale = _scale(tables)
+        return np.zeros(len(limits))
     one_option = csr_array((np.ones(len(layer)), (layer, np.arange(len(layer)))))
     result = linprog(
-        tables.loss[tables.allowed] / loss_scale,
-        A_ub=tables.costs[:, tables.allowed] / scale[:, None],
-        b_ub=tables.limits / scale,
+        above[allowed] / loss_scale,
+        A_ub=costs[:, allowed] / scale[:, None],
+        b_ub=limits / scale,
         A_eq=one_option,
-        b_eq=np.ones(len(tables.loss)),
+        b_eq=np.ones(len(loss)),
     )
     prices = -result.ineqlin.marginals if result.status == 0 else np.ones(len(scale))
     return np.maximum(prices, 0.0) * loss_scale / scale

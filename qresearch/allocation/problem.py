@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,6 +16,9 @@ MAX_TOTAL = 2**53  # integers above this are not exact as float64, and budgets o
 
 Allocations = Int[np.ndarray, "... layer"]
 Key = Any  # an int seed or a JAX PRNG key, whose type would import jax here
+
+
+Measure = Callable[[Int[np.ndarray, "n layer"]], Float[np.ndarray, "n"]]
 
 
 class Allocator(Protocol):
@@ -39,7 +42,8 @@ class Problem:
 
     loss: [layer, option]; +inf where the layer may not take the option. costs: [constraint, layer, option],
     non-negative, integer wherever possible (``qresearch.cost``). groups: layers (by index) that must take the same
-    option. The names serve messages only.
+    option. The names serve messages only. measure: the loss of whole allocations int[n, layer] -> [n], joint effects
+    included, for allocators that ask for it.
     """
 
     loss: Float[np.ndarray, "layer option"]
@@ -48,6 +52,7 @@ class Problem:
     layer_names: tuple[str, ...] = ()
     option_names: tuple[str, ...] = ()
     constraint_names: tuple[str, ...] = ()
+    measure: Measure | None = None
 
     def __post_init__(self) -> None:
         loss, costs = np.array(self.loss, np.float64), np.asarray(self.costs)

@@ -7,22 +7,25 @@ import numpy as np
 import pytest
 from allocation_cases import CASES, all_allocations, brute_force, budgets_of, integer, is_within
 from conftest import shared_path
-from scipy.optimize import Bounds, LinearConstraint, milp
 
-from qresearch.allocation import Problem, dynamic_program, exact
+from qresearch.allocation import Problem, dynamic_program, exact, milp
 from qresearch.errors import ConfigError
+
+# Losses within 1e-10 of the greedy allocation's are equal to the solver.
+EXACT = {"exact": (exact.allocate, 1e-12), "milp": (milp.allocate, 1e-9)}
 
 
 @pytest.mark.parametrize("kind", CASES)
-def test_equals_brute_force(kind):
-    for seed in range(30):
+@pytest.mark.parametrize(("allocate", "rtol"), EXACT.values(), ids=EXACT)
+def test_equals_brute_force(kind, allocate, rtol):
+    for seed in range(30 if allocate is exact.allocate else 10):
         problem = CASES[kind](np.random.default_rng(1000 + seed))
         budgets = budgets_of(problem, count=3)
-        allocations, _ = exact.allocate(0, problem, budgets)
+        allocations, _ = allocate(0, problem, budgets)
         for allocation, budget in zip(allocations, budgets):
             best, _ = brute_force(problem, budget)
             assert is_within(problem, allocation, budget)
-            np.testing.assert_allclose(problem.total_loss(allocation), best, rtol=1e-12, atol=1e-12)
+            np.testing.assert_allclose(problem.total_loss(allocation), best, rtol=rtol, atol=rtol)
 
 
 def test_equals_brute_force_on_eight_layers():
@@ -51,30 +54,24 @@ def test_of_equal_losses_the_cheapest_is_returned(constraints):
 
 
 @pytest.mark.parametrize("constraints", [1, 2, 3])
-def test_equals_integer_programming_on_larger_problems(constraints):
+def test_dynamic_and_integer_programming_agree_on_larger_problems(constraints):
     random = np.random.default_rng(constraints)
     problem = integer(random, layers=24, options=6, constraints=constraints)
     low, high = problem.costs.min(axis=2).sum(axis=1), problem.costs.max(axis=2).sum(axis=1)
     budgets = np.stack([low + (high - low) * t // 100 for t in (5, 30, 60)])
-    found = problem.total_loss(exact.allocate(0, problem, budgets)[0])
-    for loss, budget in zip(found, budgets):
-        assert loss == pytest.approx(integer_program(problem, budget), rel=1e-9)
+    one, other = (problem.total_loss(solve(0, problem, budgets)[0]) for solve, _ in EXACT.values())
+    np.testing.assert_allclose(one, other, rtol=1e-9)
 
 
-def integer_program(problem: Problem, budget: np.ndarray) -> float:
-    layers, options = problem.loss.shape
-    result = milp(
-        problem.loss.ravel(),
-        integrality=np.ones(layers * options),
-        bounds=Bounds(0, 1),
-        constraints=[
-            LinearConstraint(problem.costs.reshape(len(budget), -1) / budget[:, None], ub=1.0),
-            LinearConstraint(np.kron(np.eye(layers), np.ones(options)), 1, 1),
-        ],
-        options={"mip_rel_gap": 0.0},
-    )
-    assert result.status == 0
-    return float(result.fun)
+def test_budgets_below_the_solvers_tolerance_hold():
+    """A bit more than the budget, of 4e14, is nothing to the solver: such answers are cut off."""
+    random = np.random.default_rng(0)
+    problem = Problem(np.tile([1.0, 0.0], (8, 1)), [np.stack([np.zeros(8, int), 10**14 + random.permutation(8)], 1)])
+    budget = 4 * 10**14 + 9  # of four layers only those whose last digits sum to 9 or less
+    found, info = milp.allocate(0, problem, [budget])
+    assert problem.total_cost(found)[0, 0] <= budget
+    assert problem.total_loss(found)[0] == 4.0
+    assert sum(info["cuts"]) > 0
 
 
 def test_a_network_of_20_layers_and_25_options_takes_thousands_of_states():
@@ -108,7 +105,8 @@ HAWQ_COSTS = {  # "units" of the file: what each constraint charges a layer at 4
 
 
 @pytest.mark.parametrize("constraint", HAWQ_COSTS)
-def test_returns_the_published_bits_of_hawq_v3(constraint):
+@pytest.mark.parametrize("allocate", [exact.allocate, milp.allocate], ids=EXACT)
+def test_returns_the_published_bits_of_hawq_v3(constraint, allocate):
     """Yao et al. 2021, ResNet-18. Its first and last layer stay at 8 bits and are no part of the program."""
     data = json.loads(shared_path("data", "hawq_v3_resnet18.json").read_text())
     inputs = {name: np.array(values) for name, values in data["inputs"].items()}
@@ -118,7 +116,7 @@ def test_returns_the_published_bits_of_hawq_v3(constraint):
     problem = Problem(loss, costs[None], groups=tuple(map(tuple, data["tied_layers"])))
     fractions = (0.25, 0.5, 0.75)
     least, greatest = costs.sum(axis=0)
-    allocations, _ = exact.allocate(0, problem, [least + t * (greatest - least) for t in fractions])
+    allocations, _ = allocate(0, problem, [least + t * (greatest - least) for t in fractions])
     bits = np.array([4, 8])[allocations]
     for t, found in zip(fractions, bits):
         assert found.tolist() == data["published_bits"][f"{constraint}_{t}"]
