@@ -44,7 +44,27 @@ def detection_evidence(outputs: Outputs, targets: Targets) -> Float32[Array, "ba
     return jax.vmap(_image_evidence)(outputs.astype(jnp.float32), targets.astype(jnp.float32))
 
 
-detection = Task(loss=detection_loss, score=detection_evidence, score_name="map50", shares=average_precision_shares)
+def detection_divergence(outputs: Outputs, reference: Outputs) -> Float32[Array, "batch"]:
+    """Sums over cells KL of the objectness and, weighted by the reference's, KL of the class and |Δbox|² (raw)."""
+    outputs, reference = outputs.astype(jnp.float32), reference.astype(jnp.float32)
+    there, (yes, no), (found, missed) = (
+        jax.nn.sigmoid(reference[..., 0]),
+        *((jax.nn.log_sigmoid(raw[..., 0]), jax.nn.log_sigmoid(-raw[..., 0])) for raw in (reference, outputs)),
+    )
+    objectness = there * (yes - found) + (1 - there) * (no - missed)
+    log_p, log_q = (jax.nn.log_softmax(raw[..., 5:]) for raw in (reference, outputs))
+    classes = jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+    boxes = jnp.sum(jnp.square(outputs[..., 1:5] - reference[..., 1:5]), axis=-1)
+    return jnp.sum(objectness + there * (classes + boxes), axis=(1, 2))
+
+
+detection = Task(
+    loss=detection_loss,
+    score=detection_evidence,
+    score_name="map50",
+    shares=average_precision_shares,
+    divergence=detection_divergence,
+)
 
 
 def _image_loss(outputs: Array, targets: Array) -> Array:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -12,6 +14,8 @@ from jaxtyping import Array, Float
 Loss: TypeAlias = Callable[[Array, Array], Array]
 # (outputs [batch, ...], targets [batch, ...]) -> float32 [batch, ...], what the score needs of each example; jittable.
 Evidence: TypeAlias = Callable[[Array, Array], Array]
+# (outputs [batch, ...], the float model's [batch, ...]) -> float32 [batch], 0 where they say the same; jittable.
+Divergence: TypeAlias = Callable[[Array, Array], Array]
 # evidence [example, ...] -> [example]; NumPy.
 Shares: TypeAlias = Callable[[np.ndarray], np.ndarray]
 
@@ -19,6 +23,13 @@ Shares: TypeAlias = Callable[[np.ndarray], np.ndarray]
 def themselves(evidence: np.ndarray) -> np.ndarray:
     """The shares of a score that is a mean over examples: the evidence."""
     return evidence
+
+
+def softmax_divergence(outputs: Array, reference: Array) -> Float[Array, "batch"]:
+    """KL(softmax(reference) || softmax(outputs)) over the last axis, in nats, averaged over the axes between."""
+    log_p, log_q = (jax.nn.log_softmax(logits.astype(jnp.float32)) for logits in (reference, outputs))
+    each = jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+    return jnp.mean(each.reshape(len(each), -1), axis=-1)
 
 
 class Task(NamedTuple):
@@ -29,6 +40,8 @@ class Task(NamedTuple):
     w (the infinitesimal jackknife: Efron, The Jackknife, the Bootstrap and Other Resampling Plans, 1982,
     https://doi.org/10.1137/1.9781611970319). Of a mean that is the evidence itself. So records, intervals and paired
     comparisons know one number per example, whatever the score is.
+
+    ``divergence``: how far outputs are from the float model's, without targets.
     """
 
     loss: Loss
@@ -36,6 +49,7 @@ class Task(NamedTuple):
     score_name: str
     higher_is_better: bool = True
     shares: Shares = themselves
+    divergence: Divergence = softmax_divergence
 
     def reduce(self, evidence: Float[np.ndarray, "example ..."]) -> float:
         """The score of a set of examples."""

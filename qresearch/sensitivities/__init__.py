@@ -1,0 +1,72 @@
+"""Sensitivities. ``SENSITIVITIES[name](subject)`` says what every layer loses by every option: a table that allocators
+work on. To add one: write its function, add its line.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from qresearch.calibration import MenuQParams
+from qresearch.data.dataset import Prepare
+from qresearch.errors import ConfigError, did_you_mean
+from qresearch.evaluation import Batches
+from qresearch.population import unchanged
+from qresearch.qmodel import Params, QParams, QuantizedModel
+from qresearch.sensitivities.fisher import fisher
+from qresearch.sensitivities.hawq_v1 import hawq_v1
+from qresearch.sensitivities.hawq_v2 import hawq_v2
+from qresearch.sensitivities.kl import kl
+from qresearch.sensitivities.loss_increase import loss_increase
+from qresearch.sensitivities.problem import allocation_bits, budget_of, make_problem
+from qresearch.sensitivities.sqnr import sqnr
+from qresearch.sensitivities.subject import Sensitivity, Subject
+from qresearch.tasks import Task
+
+SENSITIVITIES: dict[str, Callable[..., Sensitivity]] = {
+    "loss_increase": loss_increase,
+    "kl": kl,
+    "sqnr": sqnr,
+    "fisher": fisher,
+    "hawq_v1": hawq_v1,
+    "hawq_v2": hawq_v2,
+}
+
+
+def sensitivity(
+    model: QuantizedModel,
+    params: Params,
+    qparams: QParams | MenuQParams,
+    batches: Batches,
+    task: Task,
+    prepare: Prepare = unchanged,
+    chunk: int | None = None,
+    on_done: Callable[[int], None] | None = None,
+    method: str = "loss_increase",
+    **options: Any,
+) -> Sensitivity:
+    """What every layer loses by every option of its menu, all other layers in float, by a method of ``SENSITIVITIES``.
+
+    batches: the examples it is measured on. on_done is called with the number of evaluations finished. options: the
+    method's own. ConfigError for a method or an option that does not exist.
+    """
+    if method not in SENSITIVITIES:
+        raise ConfigError(f"unknown sensitivity '{method}'{did_you_mean(method, SENSITIVITIES)}")
+    known = list(inspect.signature(SENSITIVITIES[method]).parameters)[1:]
+    for option in options:
+        if option not in known:
+            raise ConfigError(f"sensitivity '{method}' has no option '{option}'{did_you_mean(option, known)}")
+    subject = Subject(model, params, qparams, batches, task, prepare, chunk, on_done)
+    return SENSITIVITIES[method](subject, **options)
+
+
+__all__ = [
+    "SENSITIVITIES",
+    "Sensitivity",
+    "Subject",
+    "allocation_bits",
+    "budget_of",
+    "make_problem",
+    "sensitivity",
+]
