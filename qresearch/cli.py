@@ -103,7 +103,8 @@ def _parser() -> argparse.ArgumentParser:
     weights.add_argument("--model", required=True, help="see 'qresearch list models'")
     weights.add_argument("--classes", type=int, default=10, help="outputs of the model (default: 10)")
     listing = command("list", _list, "list what a config can name")
-    listing.add_argument("kind", nargs="?", help="quantizers, ptq, allocators, models, data, tasks, costs or ranges")
+    kinds = "quantizers, ranges, ptq, sensitivities, allocators, costs, models, data or tasks"
+    listing.add_argument("kind", nargs="?", help=kinds)
     return parser
 
 

@@ -19,7 +19,7 @@ MAX_LINES = 300
 
 # Imports point downwards: a part may import its own layer and the layers below it.
 LAYERS = {
-    1: ("numerics", "cost", "pareto", "errors", "compat"),
+    1: ("numerics", "cost", "pareto", "options", "errors", "compat"),
     2: ("quantizers", "allocation"),
     3: ("graph", "models", "data", "tasks"),
     4: ("rules", "units", "qmodel", "calibration", "streaming", "evaluation", "population", "sensitivities", "ptq"),
@@ -36,7 +36,7 @@ ONLY = {
     "cost": ({"errors"}, "a cost is a formula over shapes and widths"),
     "pareto": ({"errors"}, "a front is a set of numbers"),
     "quantizers": ({"numerics", "errors"}, "a quantizer sees one tensor: no model, no cost, no allocation"),
-    "allocation": ({"cost", "pareto", "errors"}, "an allocator sees a table: no model, no quantizer"),
+    "allocation": ({"cost", "options", "pareto", "errors"}, "an allocator sees a table: no model, no quantizer"),
     "graph": ({"compat", "errors"}, "the interpreter knows jaxprs: no quantizer, no model library"),
     "models": ({"errors"}, "models never see a scale"),
     "data": ({"errors"}, "data never see a model"),
@@ -182,7 +182,7 @@ PLANTED = {
     "upwards through the package": ("graph/bad.py", "from qresearch import cli", "(layer 3) imports cli (layer 6)"),
     "relative": ("quantizers/bad.py", "from ..graph import trace", "(layer 2) imports graph (layer 3)"),
     "inside a function": ("cost.py", "def f():\n    import qresearch.graph.trace", "imports graph (layer 3)"),
-    "sideways": ("allocation/bad.py", "import qresearch.quantizers", "may import cost, errors, pareto"),
+    "sideways": ("allocation/bad.py", "import qresearch.quantizers", "may import cost, errors, options, pareto"),
     "downwards but forbidden": ("models/bad.py", "from qresearch.numerics import grid", "models never see a scale"),
     "report": ("report/bad.py", "from qresearch.training import fit", "never run a model"),
     "the package itself": ("tasks/bad.py", "import qresearch", "the package itself"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qresearch.allocation import annealing, exact, greedy, lagrangian, milp, nsga2, random, uniform
 from qresearch.allocation.budgets import check_budgets
-from qresearch.allocation.problem import Allocator, Problem, merge_groups
+from qresearch.allocation.problem import Allocator, Measure, Problem, merge_groups
 from qresearch.allocation.refine import refine
 
 ALLOCATORS: dict[str, Allocator] = {
@@ -18,4 +18,4 @@ ALLOCATORS: dict[str, Allocator] = {
     "uniform": uniform.allocate,
 }
 
-__all__ = ["ALLOCATORS", "Allocator", "Problem", "check_budgets", "merge_groups", "refine"]
+__all__ = ["ALLOCATORS", "Allocator", "Measure", "Problem", "check_budgets", "merge_groups", "refine"]

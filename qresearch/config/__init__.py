@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qresearch.config.identity import config_hash, resolved, trial_label
+from qresearch.config.identity import config_hash, resolved, search_name, trial_label
 from qresearch.config.load import SweepConfig, expand, from_mapping, load
 from qresearch.config.names import KnownNames, check_names
 from qresearch.config.schema import (
@@ -15,6 +15,7 @@ from qresearch.config.schema import (
     QuantizeConfig,
     RuleConfig,
     RunConfig,
+    SensitivityConfig,
     SiteConfig,
     TrainConfig,
     WeightSiteConfig,
@@ -31,6 +32,7 @@ __all__ = [
     "QuantizeConfig",
     "RuleConfig",
     "RunConfig",
+    "SensitivityConfig",
     "SiteConfig",
     "SweepConfig",
     "TrainConfig",
@@ -41,5 +43,6 @@ __all__ = [
     "from_mapping",
     "load",
     "resolved",
+    "search_name",
     "trial_label",
 ]

@@ -43,4 +43,13 @@ def _allocation(config: RunConfig) -> str:
     if allocation.bits is not None:
         return "w{}a{}".format(*allocation.bits)
     unit = "bits" if allocation.cost == "average_bits" else allocation.cost
-    return f"{allocation.allocator}-{allocation.budget:g}{unit}"
+    return f"{search_name(config).replace(' ', '-')}-{allocation.budget:g}{unit}"
+
+
+def search_name(config: RunConfig) -> str:
+    """The allocator with what tells two searches of one sweep apart: another sensitivity, options, refinement."""
+    allocation, measured = config.allocation, config.sensitivity
+    parts = [allocation.allocator, *(f"{name}={value}" for name, value in allocation.options)]
+    if measured.method != "loss_increase":
+        parts += [measured.method, *(f"{name}={value}" for name, value in measured.options)]
+    return " ".join([*parts, *(["refined"] if allocation.refine else [])])

@@ -188,15 +188,24 @@ class CalibrationConfig(Section):
 
 
 class SensitivityConfig(Section):
-    """How many validation examples the sensitivity of each layer is measured on."""
+    """How the sensitivity of each layer is measured, and on how many validation examples. ``options``: the method's
+    own.
+    """
 
+    method: Name = "loss_increase"
     examples: Count = 512
+    options: Options = ()
 
 
 class AllocationConfig(Section):
-    """The bits of every layer: ``bits`` for all of them, or the allocator's choice within a budget of ``cost``."""
+    """The bits of every layer: ``bits`` for all of them, or the allocator's choice within a budget of ``cost``.
+
+    ``options``: the allocator's own. ``refine``: rounds of local swaps on the measured loss, from its answer.
+    """
 
     allocator: Name = "uniform"
+    options: Options = ()
+    refine: Whole = 0
     bits: Option | None = None
     budget: Positive | None = None
     cost: Name = "average_bits"

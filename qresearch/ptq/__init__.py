@@ -5,11 +5,11 @@ In a list they run in turn. The first three change the float model before its ra
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 from qresearch.errors import ConfigError, did_you_mean
+from qresearch.options import check_options
 from qresearch.ptq.adaround import adaround
 from qresearch.ptq.awq import awq
 from qresearch.ptq.bias_correction import bias_correction
@@ -44,19 +44,8 @@ def make_method(name: str, **options: Any) -> Method:
     """The post-training method of this name. ConfigError for a name or an option that does not exist."""
     if name not in PTQ:
         raise ConfigError(f"unknown post-training method '{name}'{did_you_mean(name, PTQ)}")
-    parameters = inspect.signature(PTQ[name]).parameters.values()
-    known = {parameter.name: parameter for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
-    for option, value in options.items():
-        if option not in known:
-            raise ConfigError(f"ptq: method '{name}' has no option '{option}'{did_you_mean(option, known)}")
-        wanted = type(known[option].default)
-        fits = isinstance(value, (int, float) if wanted is float else wanted)
-        fits = fits and isinstance(value, bool) == (wanted is bool) and (wanted is not int or value >= 1)
-        if not fits:
-            raise ConfigError(f"ptq: option '{option}' of method '{name}' takes {_KINDS[wanted]}, got {value!r}")
+    check_options("ptq", f"method '{name}'", PTQ[name], options)
     return PTQ[name](**options)
 
-
-_KINDS = {bool: "true or false", int: "a whole number >= 1", float: "a number", str: "a text"}
 
 __all__ = ["PTQ", "Method", "Quantized", "make_method"]

@@ -4,7 +4,6 @@ work on. To add one: write its function, add its line.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ from qresearch.calibration import MenuQParams
 from qresearch.data.dataset import Prepare
 from qresearch.errors import ConfigError, did_you_mean
 from qresearch.evaluation import Batches
+from qresearch.options import check_options
 from qresearch.population import unchanged
 from qresearch.qmodel import Params, QParams, QuantizedModel
 from qresearch.sensitivities.fisher import fisher
@@ -53,10 +53,7 @@ def sensitivity(
     """
     if method not in SENSITIVITIES:
         raise ConfigError(f"unknown sensitivity '{method}'{did_you_mean(method, SENSITIVITIES)}")
-    known = list(inspect.signature(SENSITIVITIES[method]).parameters)[1:]
-    for option in options:
-        if option not in known:
-            raise ConfigError(f"sensitivity '{method}' has no option '{option}'{did_you_mean(option, known)}")
+    check_options("sensitivity", f"method '{method}'", SENSITIVITIES[method], options)
     subject = Subject(model, params, qparams, batches, task, prepare, chunk, on_done)
     return SENSITIVITIES[method](subject, **options)
 

@@ -21,6 +21,7 @@ from qresearch.numerics.ranges import RANGES
 from qresearch.ptq import PTQ, Method, make_method
 from qresearch.quantizers import QUANTIZERS
 from qresearch.rules import AUTO, Rule, SiteRule
+from qresearch.sensitivities import SENSITIVITIES
 from qresearch.tasks import TASKS, Task
 from qresearch.training import Recipe
 
@@ -44,6 +45,7 @@ def known_names() -> KnownNames:
         "data.name": DATASETS,
         "model.name": MODELS,
         "ptq.name": PTQ,
+        "sensitivity.method": SENSITIVITIES,
         "allocation.allocator": ALLOCATORS,
         "allocation.cost": COSTS,
         **{f"quantize.{site}.{key}": names for site in ("weight", "input") for key, names in sites.items()},

@@ -13,17 +13,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qresearch.allocation import ALLOCATORS
+from qresearch.allocation import ALLOCATORS, Measure, check_budgets, refine
 from qresearch.calibration import MenuQParams, calibrate, menu_widths
-from qresearch.config import RunConfig
+from qresearch.config import RunConfig, SensitivityConfig
 from qresearch.cost import COSTS
 from qresearch.errors import BudgetError, GraphError
 from qresearch.evaluation import Batches, make_batches
 from qresearch.models import Variables
+from qresearch.options import check_options
+from qresearch.population import evaluate_population
 from qresearch.qmodel import QuantizedModel, quantize_model, sketch_model
 from qresearch.results.atomic import write_json
 from qresearch.rules import Rule
-from qresearch.sensitivities import Sensitivity, allocation_bits, budget_of, make_problem, sensitivity
+from qresearch.sensitivities import (
+    SENSITIVITIES,
+    Sensitivity,
+    Subject,
+    allocation_bits,
+    budget_of,
+    make_problem,
+)
 from qresearch.sweep.assemble import Setup, load_weights, methods_of, recipe_of, rules_of, setup_of, shapes_of
 from qresearch.sweep.fit import check_fit
 from qresearch.sweep.keep import pin_ends
@@ -103,32 +112,59 @@ class Bench:
     def _tables(self) -> dict[str, MenuQParams]:
         return {}
 
-    def sensitivity(self, key: str, variables: Variables, qparams: MenuQParams) -> Sensitivity:
+    def sensitivity(
+        self, key: str, variables: Variables, qparams: MenuQParams, chosen: SensitivityConfig
+    ) -> Sensitivity:
         """The sensitivity table of the float model ``key`` on validation examples; stored as
-        ``sensitivity/<key>.json``.
+        ``sensitivity/<key>-<method>.json``.
         """
-        model, size = self.model(key, variables), self.config.evaluate.batch_size
-        batches = make_batches(self.setup.data.validation, size, self.config.sensitivity.examples)
-        evaluations = sum(len(menu) for menu in model.menus) + 1
-        with self.reporter.phase("sensitivity (layer, option)", evaluations) as advance:
-            task, prepare = self.setup.task, self.setup.data.prepare
-            table = sensitivity(model, variables, qparams, batches, task, prepare, on_done=advance)
-        path = self.folder / "sensitivity" / f"{key}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, _as_json(table, [layer.name for layer in model.layers]))
-        return table
+        if (key, chosen) not in self._sensitivities:
+            model, name = self.model(key, variables), f"{key}-{chosen.method}"
+            evaluations = sum(len(menu) for menu in model.menus) + 1
+            with self.reporter.phase(f"sensitivity ({chosen.method})", evaluations) as advance:
+                batches, task, prepare = self._measured_on(chosen), self.setup.task, self.setup.data.prepare
+                subject = Subject(model, variables, qparams, batches, task, prepare, on_done=advance)
+                table = SENSITIVITIES[chosen.method](subject, **dict(chosen.options))
+            path = self.folder / "sensitivity" / f"{name}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, _as_json(table, [layer.name for layer in model.layers]))
+            self._sensitivities[key, chosen] = table
+        return self._sensitivities[key, chosen]
 
-    def allocate(self, config: RunConfig, table: Sensitivity) -> np.ndarray:
-        """Bits [layer, 2] that the trial's allocator chooses within its budget.
+    @functools.cached_property
+    def _sensitivities(self) -> dict[Any, Sensitivity]:
+        return {}
+
+    def _measured_on(self, chosen: SensitivityConfig) -> Batches:
+        return make_batches(self.setup.data.validation, self.config.evaluate.batch_size, chosen.examples)
+
+    def measure(
+        self, key: str, variables: Variables, qparams: MenuQParams, table: Sensitivity, chosen: SensitivityConfig
+    ) -> Measure:
+        """The loss of whole allocations of a table's options, on the examples that the table was measured on."""
+
+        def measured(allocations: np.ndarray) -> np.ndarray:
+            bits = np.stack([allocation_bits(table, row) for row in allocations])
+            args = (self._measured_on(chosen), self.setup.task, self.setup.data.prepare)
+            model = self.model(key, variables)
+            return evaluate_population(model, variables, qparams, bits, *args).loss.mean(axis=1, dtype=np.float64)
+
+        return measured
+
+    def allocate(self, config: RunConfig, table: Sensitivity, measure: Measure | None = None) -> np.ndarray:
+        """Bits [layer, 2] that the trial's allocator chooses within its budget, refined where the config asks for it.
 
         One budget a call: an allocator may let budgets share what it finds, and a trial's result must not depend on
         which others are still to be run.
         """
-        chosen, cost = config.allocation, config.allocation.cost
-        limit = budget_of(self.sketch, cost, chosen.budget or 0.0)
-        problem = make_problem(self.sketch, table, (cost,))
-        allocations, _ = ALLOCATORS[chosen.allocator](jax.random.key(config.seed), problem, np.asarray([limit]))
-        return allocation_bits(table, allocations[0])
+        chosen = config.allocation
+        limit = np.asarray([budget_of(self.sketch, chosen.cost, chosen.budget or 0.0)])
+        problem = make_problem(self.sketch, table, (chosen.cost,), measure)
+        seed, options = jax.random.key(config.seed), dict(chosen.options)
+        allocation = ALLOCATORS[chosen.allocator](seed, problem, limit, **options)[0][0]
+        if chosen.refine:
+            allocation, _ = refine(problem, allocation, check_budgets(problem, limit)[0], rounds=chosen.refine)
+        return allocation_bits(table, allocation)
 
     def check(self, configs: Sequence[RunConfig]) -> None:
         """Refuses what these trials could not do, before anything is trained: files, recipes, rules and budgets."""
@@ -142,6 +178,7 @@ class Bench:
                 check_recipe(recipe_of(config.qat), self.setup.data, "qat")
             if config.flow != "float":
                 self._check_allocation(config)
+            _check_search(config)
             methods_of(config)
 
     def _check_allocation(self, config: RunConfig) -> None:
@@ -177,6 +214,14 @@ class Bench:
     @functools.cached_property
     def _trainers(self) -> dict[Any, Trainer]:
         return {}
+
+
+def _check_search(config: RunConfig) -> None:
+    allocation, measured = config.allocation, config.sensitivity
+    allocator = ALLOCATORS[allocation.allocator]
+    check_options("allocation", f"allocator '{allocation.allocator}'", allocator, dict(allocation.options))
+    method = SENSITIVITIES[measured.method]
+    check_options("sensitivity", f"method '{measured.method}'", method, dict(measured.options))
 
 
 def qat_program(model: QuantizedModel, twin: QuantizedModel) -> Program:

@@ -15,12 +15,14 @@ from qresearch.numerics.ranges import RANGES
 from qresearch.ptq import PTQ
 from qresearch.quantizers import QUANTIZERS
 from qresearch.quantizers.describe import describe
+from qresearch.sensitivities import SENSITIVITIES
 from qresearch.tasks import TASKS
 
 REGISTRIES: dict[str, Mapping[str, Any]] = {
     "quantizers": QUANTIZERS,
     "ranges": RANGES,
     "ptq": PTQ,
+    "sensitivities": SENSITIVITIES,
     "allocators": ALLOCATORS,
     "costs": COSTS,
     "models": MODELS,

@@ -63,7 +63,8 @@ def _choose_bits(
     """The bits [layer, 2] of every trial: its own, float, or what its allocator chooses within its budget."""
     model = bench.model(key, variables)
     in_float, budgeted, kept = np.full((len(model.layers), 2), FLOAT_BITS, np.float32), [], []
-    bits, failures = {}, []
+    bits: dict[RunConfig, np.ndarray] = {}
+    failures: list[Outcome] = []
     for config in configs:
         if config.flow == "float":
             bits[config] = in_float
@@ -72,13 +73,17 @@ def _choose_bits(
             kept += [config] if config.quantize.keep.most_sensitive else []
         else:
             budgeted.append(config)
-    if budgeted or kept:
-        table = bench.sensitivity(key, variables, bench.calibrated(key, variables, _widths(bits)))
+    if not (budgeted or kept):
+        return bits, failures
+    qparams = bench.calibrated(key, variables, _widths(bits))
     for config in kept:
+        table = bench.sensitivity(key, variables, qparams, config.sensitivity)
         bits[config] = keep_sensitive(bits[config], table, config.allocation.bits or (0, 0), config.quantize.keep)
     for config in budgeted:
+        table = bench.sensitivity(key, variables, qparams, config.sensitivity)
         try:
-            bits[config] = bench.allocate(config, table)
+            measure = bench.measure(key, variables, qparams, table, config.sensitivity)
+            bits[config] = bench.allocate(config, table, measure)
         except BudgetError as error:
             failures.append(Outcome(config, in_float, 0.0, failure=str(error)))
     return bits, failures

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from qresearch.config import RunConfig, config_hash, resolved, trial_label
+from qresearch.config import RunConfig, config_hash, resolved, search_name, trial_label
 from qresearch.cost import COSTS, allocation_cost, relative_bops
 from qresearch.evaluation import Scores
 from qresearch.qmodel import QuantizedModel
@@ -101,7 +101,7 @@ def _covered(model: QuantizedModel) -> set[str]:
 def _allocation(config: RunConfig, bits: np.ndarray, model: QuantizedModel) -> dict[str, Any]:
     allocation = config.allocation
     budgeted = config.flow != "float" and allocation.budget is not None
-    allocator = None if config.flow == "float" else allocation.allocator if budgeted else "uniform"
+    allocator = None if config.flow == "float" else search_name(config) if budgeted else "uniform"
     return {
         "layers": [layer.name for layer in model.layers],
         "bits": [[float(w), float(a)] for w, a in bits],

@@ -16,7 +16,7 @@ from qresearch.sweep.outcome import Outcome, checked, make_record, per_example
 from qresearch.sweep.progress import Reporter, Silent
 
 # What trials must agree on to share a bench: everything but these, which are traced or belong to a flow.
-_OWN = {"name", "output", "seed", "flow", "allocation", "ptq", "qat"}
+_OWN = {"name", "output", "seed", "flow", "sensitivity", "allocation", "ptq", "qat"}
 
 
 class SweepResult(NamedTuple):

@@ -113,7 +113,7 @@ def test_unknown_methods_and_options_are_refused_with_the_nearest_name(trained_d
     args = (t.quantized, t.variables, t.qparams, make_batches(t.data.validation, 64, 64), t.task, t.data.prepare)
     with pytest.raises(ConfigError, match=r"unknown sensitivity 'fishr'.*'fisher'"):
         sensitivity(*args, method="fishr")
-    with pytest.raises(ConfigError, match=r"sensitivity 'hawq_v2' has no option 'probe'.*'probes'"):
+    with pytest.raises(ConfigError, match=r"sensitivity: method 'hawq_v2' has no option 'probe'.*'probes'"):
         sensitivity(*args, method="hawq_v2", probe=3)
 
 

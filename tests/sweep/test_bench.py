@@ -135,8 +135,8 @@ def test_choices_are_made_on_validation_and_reported_on_test(tmp_path):
 
 def test_the_sensitivity_table_is_kept_for_people(tmp_path):
     bench, variables = bench_of(tmp_path), variables_of(0)
-    table = bench.sensitivity("key", variables, bench.calibrated("key", variables, ()))
-    content = json.loads((tmp_path / "sensitivity" / "key.json").read_text())
+    table = bench.sensitivity("key", variables, bench.calibrated("key", variables, ()), bench.config.sensitivity)
+    content = json.loads((tmp_path / "sensitivity" / "key-loss_increase.json").read_text())
     assert content["layers"] == ["linear1/kernel", "linear2/kernel", "linear3/kernel"]
     assert content["options"] == [list(option) for option in OPTIONS]
     np.testing.assert_allclose(content["loss"], table.loss)
@@ -218,7 +218,7 @@ def test_rounding_up_gives_what_can_be_typed_and_is_enough(value):
         ({"flow": "qat", "qat": {"batch_size": 5000}}, ConfigError, "qat.batch_size 5000 exceeds the 1097"),
         ({"flow": "qat", "qat": {"epochs": 1, "warmup_epochs": 1}}, ConfigError, "qat.warmup_epochs 1 leaves nothing"),
         ({"model": {"name": "mlp", "weights": "gone.npz"}}, DataError, "model.weights: no file gone.npz"),
-        ({"data": {"name": "cifar10", "folder": "gone"}}, DataError, "cifar10: no test_batch.bin in gone"),
+        ({"data": {"name": "cifar10", "folder": "gone"}}, DataError, "cifar10: the data folder gone is not a folder"),
         (
             {"quantize": {"rules": [{"pattern": "*", "weight": "float", "input": "float"}]}},
             GraphError,

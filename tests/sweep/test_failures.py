@@ -146,7 +146,7 @@ REFUSED = {
         r"rule pattern 'linear1/\*' never applies: .*",
     ),
     "missing weights": (["model.weights=gone.npz"], r"model\.weights: no file gone\.npz \(tried .*\); give its path.*"),
-    "missing data": (["data={name: cifar10, folder: gone}"], r"cifar10: no test_batch\.bin in gone .*"),
+    "missing data": (["data={name: cifar10, folder: gone}"], r"cifar10: the data folder gone is not a folder; .*"),
     "batch too large": (["float.batch_size=2000"], r"float\.batch_size 2000 exceeds the 1097 training examples .*"),
     "endless warm-up": (["float.warmup_epochs=5"], r"float\.warmup_epochs 5 leaves nothing of 5 epochs; .*"),
     "zero point for lsq": (["quantize.weight.symmetric=false"], r".*symmetric.*"),

@@ -1,0 +1,73 @@
+"""Sensitivities, allocators and refinement side by side in one sweep."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+from small_sweep import settings, stored, write_small
+
+from qresearch.cli import main
+from qresearch.sensitivities import SENSITIVITIES
+
+MIXED = {"flow": "ptq", "allocation.budget": 3.5, "allocation.bits": None}
+TRIALS = [
+    *({**MIXED, "allocation.allocator": "exact", "sensitivity.method": name} for name in SENSITIVITIES),
+    {**MIXED, "allocation.allocator": "exact", "allocation.refine": 2},
+    {**MIXED, "allocation.allocator": "nsga2", "allocation.options": {"population": 6, "generations": 2}},
+    {**MIXED, "allocation.allocator": "milp"},
+]
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("searched")
+    values = ["sensitivity.examples=60", "evaluate.batch_size=60", "quantize.menu=[[2,2],[4,4],[8,8]]"]
+    config = write_small(folder)
+    values += [f"sweep={json.dumps({'list': TRIALS})}", f"output={folder / 'out'}"]
+    assert main(["sweep", str(config), *settings(*values)]) == 0
+    return folder / "out"
+
+
+def test_every_search_has_its_own_label_and_keeps_the_budget(searched):
+    records = stored(searched)
+    assert len(records) == len(TRIALS)
+    assert {
+        "ptq-lsq-exact-3.5bits-seed0",
+        "ptq-lsq-exact-hawq_v2-3.5bits-seed0",
+        "ptq-lsq-exact-refined-3.5bits-seed0",
+        "ptq-lsq-nsga2-generations=2-population=6-3.5bits-seed0",
+    } < set(records)
+    for record in records.values():
+        assert record["costs"]["average_bits"] <= 3.5
+
+
+def test_sensitivities_are_kept_by_method(searched):
+    found = {path.stem.partition("-")[2] for path in searched.glob("*/sensitivity/*.json")}
+    assert found == set(SENSITIVITIES)
+
+
+def test_refinement_and_integer_programming_agree_with_the_exact_answer(searched):
+    records = stored(searched)
+    exact, refined, milp = (
+        records[f"ptq-lsq-{name}-3.5bits-seed0"]["allocation"]["bits"] for name in ("exact", "exact-refined", "milp")
+    )
+    assert milp == exact
+    assert np.shape(refined) == np.shape(exact)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (["sensitivity.method=fishr"], r"sensitivity\.method: unknown name \"fishr\"; did you mean 'fisher'"),
+        (["sensitivity.options.probe=3"], r"sensitivity: method 'loss_increase' has no option 'probe'; it has none"),
+        (["allocation.options.sample=3"], r"allocation: allocator 'exact' has no option 'sample'"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, capsys, values, message):
+    trial = ["flow=ptq", "sweep=null", "allocation.allocator=exact", "allocation.budget=4", "allocation.bits=null"]
+    status = main(["sweep", str(write_small(tmp_path)), *settings(f"output={tmp_path / 'out'}", *trial, *values)])
+    assert status == 2
+    assert re.search(message, capsys.readouterr().err)
