@@ -189,12 +189,13 @@ class CalibrationConfig(Section):
 
 class SensitivityConfig(Section):
     """How the sensitivity of each layer is measured, and on how many validation examples. ``options``: the method's
-    own.
+    own. ``joint``: so many random allocations of all layers are measured too, to say how far sensitivities add up.
     """
 
     method: Name = "loss_increase"
     examples: Count = 512
     options: Options = ()
+    joint: Whole = 16
 
 
 class AllocationConfig(Section):

@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 
 from qresearch.errors import DataError
+from qresearch.report.additivity import ABOUT as ADDITIVITY
+from qresearch.report.additivity import HEADER as ADDITIVITY_HEADER
+from qresearch.report.additivity import additivity_rows
 from qresearch.report.benchmark import HEADER as BENCHMARK_HEADER
 from qresearch.report.benchmark import degradation_csv, degradation_rows, degradations
 from qresearch.report.compare import mixed_versus_uniform, paired_difference
@@ -80,6 +83,8 @@ def _sections(run: RunFolder, stored: Stored, points: tuple[Point, ...], on_fron
     about = "Test scores, mean ± standard error over seeds; * marks the front, chosen on validation data."
     about += f" {direction(points).capitalize()}." if direction(points) else ""
     sections = [Section("Front", counts + about, FRONT_HEADER, front_rows(points, on_front)), _comparison(run, done)]
+    if joint := additivity_rows(run):
+        sections.append(Section("Additivity", ADDITIVITY, ADDITIVITY_HEADER, joint))
     if failed:
         rows = [(record.label, str(record.seed), record.reason or "") for record in failed]
         sections.append(Section("Failed trials", "", ("trial", "seed", "reason"), rows))

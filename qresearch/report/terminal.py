@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from qresearch.errors import DataError
+from qresearch.report.additivity import HEADER, additivity_rows
 from qresearch.report.compare import Comparison, mixed_versus_uniform
 from qresearch.report.front import direction, front, points_of
 from qresearch.report.table import COMPARISON_HEADER, FRONT_HEADER, comparison_rows, front_rows, plain_table
@@ -24,6 +25,8 @@ def run_tables(run: RunFolder) -> Iterator[str]:
     rows = comparison_rows(comparisons(run, (record for point in points for record in point.records)))
     if rows:
         yield "mixed against uniform (test, 95 % paired bootstrap)\n" + plain_table(COMPARISON_HEADER, rows)
+    if joint := additivity_rows(run):
+        yield "sums of sensitivities against the loss of random joint allocations\n" + plain_table(HEADER, joint)
     failed = [(record.label, record.reason or "") for record in stored.records if record.status == "failed"]
     if failed:
         yield "failed\n" + plain_table(("trial", "reason"), failed)

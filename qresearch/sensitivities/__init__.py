@@ -14,6 +14,7 @@ from qresearch.evaluation import Batches
 from qresearch.options import check_options
 from qresearch.population import unchanged
 from qresearch.qmodel import Params, QParams, QuantizedModel
+from qresearch.sensitivities.additivity import Additivity, additivity
 from qresearch.sensitivities.fisher import fisher
 from qresearch.sensitivities.hawq_v1 import hawq_v1
 from qresearch.sensitivities.hawq_v2 import hawq_v2
@@ -60,8 +61,10 @@ def sensitivity(
 
 __all__ = [
     "SENSITIVITIES",
+    "Additivity",
     "Sensitivity",
     "Subject",
+    "additivity",
     "allocation_bits",
     "budget_of",
     "make_problem",

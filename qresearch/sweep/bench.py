@@ -29,6 +29,7 @@ from qresearch.sensitivities import (
     SENSITIVITIES,
     Sensitivity,
     Subject,
+    additivity,
     allocation_bits,
     budget_of,
     make_problem,
@@ -37,6 +38,7 @@ from qresearch.sweep.assemble import Setup, load_weights, methods_of, recipe_of,
 from qresearch.sweep.fit import check_fit
 from qresearch.sweep.keep import pin_ends
 from qresearch.sweep.progress import Reporter
+from qresearch.sweep.sensitivity_json import joint_json, table_json
 from qresearch.training import Program, Trainer, check_recipe, make_trainer
 
 
@@ -125,9 +127,13 @@ class Bench:
                 batches, task, prepare = self._measured_on(chosen), self.setup.task, self.setup.data.prepare
                 subject = Subject(model, variables, qparams, batches, task, prepare, on_done=advance)
                 table = SENSITIVITIES[chosen.method](subject, **dict(chosen.options))
+            content = table_json(table, [layer.name for layer in model.layers])
+            if chosen.joint:
+                found = additivity(table, self.measure(key, variables, qparams, table, chosen), chosen.joint)
+                content["joint"] = joint_json(found)
             path = self.folder / "sensitivity" / f"{name}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, _as_json(table, [layer.name for layer in model.layers]))
+            write_json(path, content)
             self._sensitivities[key, chosen] = table
         return self._sensitivities[key, chosen]
 
@@ -241,16 +247,3 @@ def _rounded_up(value: float) -> float:
     """The next number of four digits: one that a user can type, and that is enough."""
     unit = 10.0 ** (math.floor(math.log10(value)) - 3) if value > 0 else 1.0
     return math.ceil(value / unit - 1e-9) * unit
-
-
-def _as_json(table: Sensitivity, layers: list[str]) -> dict[str, Any]:
-    def finite(array: np.ndarray) -> list[list[float | None]]:
-        return [[float(value) if np.isfinite(value) else None for value in row] for row in array]
-
-    return {
-        "layers": layers,
-        "options": [list(option) for option in table.options],
-        "loss": finite(table.loss),
-        "standard_error": finite(table.standard_error),
-        "float_loss": table.float_loss,
-    }

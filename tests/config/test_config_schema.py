@@ -68,7 +68,7 @@ def test_defaults_are_the_documented_ones() -> None:
             "keep": {"first": False, "last": False, "most_sensitive": 0, "option": [8, 8]},
         },
         "calibration": {"examples": 256},
-        "sensitivity": {"method": "loss_increase", "examples": 512, "options": []},
+        "sensitivity": {"method": "loss_increase", "examples": 512, "options": [], "joint": 16},
         "flow": "float",
         "ptq": [],
         "qat": train,

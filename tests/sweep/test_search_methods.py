@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -71,3 +72,22 @@ def test_mistakes_are_one_line(tmp_path, capsys, values, message):
     status = main(["sweep", str(write_small(tmp_path)), *settings(f"output={tmp_path / 'out'}", *trial, *values)])
     assert status == 2
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_the_report_says_how_far_every_sensitivity_adds_up(searched, capsys):
+    (run,) = searched.iterdir()
+    assert main(["show", str(run)]) == 0
+    text, page = capsys.readouterr().out, (run / "report.html").read_text()
+    assert "random joint allocations" in text
+    assert "Additivity" in page
+    for name in SENSITIVITIES:
+        assert f"-{name} " in text
+        assert f"-{name}<" in page
+
+
+def test_a_damaged_sensitivity_file_is_named(searched, tmp_path, capsys):
+    shutil.copytree(searched, tmp_path / "out")
+    path = next((tmp_path / "out").glob("*/sensitivity/*-kl.json"))
+    path.write_text(path.read_text()[:100])
+    assert main(["show", str(path.parent.parent)]) == 2
+    assert re.search(rf"{path.name}: is damaged .*; delete it", capsys.readouterr().err)

@@ -1,0 +1,29 @@
+"""How far the sensitivities of a run add up, from the files that it keeps them in."""
+
+from __future__ import annotations
+
+import json
+
+from qresearch.errors import DataError
+from qresearch.results.atomic import read_bytes
+from qresearch.results.run_folder import RunFolder
+
+HEADER = ("sensitivity", "joint allocations", "rank correlation", "measured / predicted")
+ABOUT = (
+    "Allocators add up what layers lose one at a time. Here random allocations of all layers are measured and compared"
+    " with those sums: a low rank correlation means that answers should be refined on measured losses."
+)
+
+
+def additivity_rows(run: RunFolder) -> list[tuple[str, ...]]:
+    """The cells under ``HEADER``, one row per sensitivity table of the run that was compared with joint allocations."""
+    rows = []
+    for path in sorted((run.path / "sensitivity").glob("*.json")):
+        try:
+            joint = json.loads(read_bytes(path)).get("joint")
+            if joint is not None:
+                cells = (len(joint["predicted"]), joint["rank_correlation"], joint["ratio"])
+                rows.append((path.stem, str(cells[0]), *("-" if v is None else f"{v:.3f}" for v in cells[1:])))
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path}: is damaged ({error}); delete it and run the sweep again") from None
+    return rows
