@@ -67,7 +67,9 @@ def stored(output: Path) -> dict[str, dict[str, Any]]:
 def outcome_of(record: dict[str, Any]) -> dict[str, Any]:
     """What a trial found: all of a record but when and where it ran, and where it was stored."""
     left_out = ("seconds", "created", "environment", "config", "sha256")
-    return {name: value for name, value in record.items() if name not in left_out}
+    found = {name: value for name, value in record.items() if name not in left_out}
+    search = {name: value for name, value in record["metrics"].get("search", {}).items() if name != "seconds"}
+    return found | {"metrics": record["metrics"] | {"search": search}}
 
 
 def one_line(text: str) -> str:

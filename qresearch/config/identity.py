@@ -17,9 +17,9 @@ def resolved(config: RunConfig) -> dict[str, Any]:
 def config_hash(config: RunConfig) -> str:
     """The SHA-256 of the resolved config as canonical JSON (sorted keys, no spaces), as 64 hexadecimal digits.
 
-    ``name`` and ``output`` are left out: moving or renaming results does not change what they are.
+    ``name``, ``output`` and ``report`` are left out: moving, renaming or drawing results does not change what they are.
     """
-    values = {key: value for key, value in resolved(config).items() if key not in ("name", "output")}
+    values = {key: value for key, value in resolved(config).items() if key not in ("name", "output", "report")}
     text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 

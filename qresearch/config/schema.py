@@ -225,6 +225,15 @@ class EvaluateConfig(Section):
     examples: Count | None = None
 
 
+class ReportConfig(Section):
+    """How searches are compared: ``reference`` is the worst (cost, score) that counts in a hypervolume, in the units of
+    ``cost`` and of the score; without one there is no hypervolume.
+    """
+
+    cost: Name = "average_bits"
+    reference: Annotated[tuple[float, float], AS_TUPLE, expect("a list of two numbers, [cost, score]")] | None = None
+
+
 class RunConfig(Section):
     """Everything that determines one run. In YAML, ``float_training`` is spelled ``float``."""
 
@@ -242,6 +251,7 @@ class RunConfig(Section):
     qat: TrainConfig = TrainConfig()
     allocation: AllocationConfig = Field(AllocationConfig(), validate_default=True)
     evaluate: EvaluateConfig = EvaluateConfig()
+    report: ReportConfig = ReportConfig()
     output: Text = "results"
 
     @field_validator("allocation")

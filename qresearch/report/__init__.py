@@ -15,6 +15,8 @@ from qresearch.report.compare import mixed_versus_uniform, paired_difference
 from qresearch.report.figure import front_png
 from qresearch.report.front import Point, direction, front, points_of
 from qresearch.report.html import Section, report_html
+from qresearch.report.searches import HEADER as SEARCHES_HEADER
+from qresearch.report.searches import about_searches, report_settings, search_rows
 from qresearch.report.table import (
     COMPARISON_HEADER,
     FRONT_HEADER,
@@ -83,6 +85,9 @@ def _sections(run: RunFolder, stored: Stored, points: tuple[Point, ...], on_fron
     about = "Test scores, mean ± standard error over seeds; * marks the front, chosen on validation data."
     about += f" {direction(points).capitalize()}." if direction(points) else ""
     sections = [Section("Front", counts + about, FRONT_HEADER, front_rows(points, on_front)), _comparison(run, done)]
+    settings = report_settings(run)
+    if searches := search_rows(points, settings):
+        sections.append(Section("Searches", about_searches(settings), SEARCHES_HEADER, searches))
     if joint := additivity_rows(run):
         sections.append(Section("Additivity", ADDITIVITY, ADDITIVITY_HEADER, joint))
     if failed:

@@ -8,6 +8,8 @@ from qresearch.errors import DataError
 from qresearch.report.additivity import HEADER, additivity_rows
 from qresearch.report.compare import Comparison, mixed_versus_uniform
 from qresearch.report.front import direction, front, points_of
+from qresearch.report.searches import HEADER as SEARCHES
+from qresearch.report.searches import report_settings, search_rows
 from qresearch.report.table import COMPARISON_HEADER, FRONT_HEADER, comparison_rows, front_rows, plain_table
 from qresearch.results.record import Record
 from qresearch.results.run_folder import RunFolder
@@ -25,6 +27,8 @@ def run_tables(run: RunFolder) -> Iterator[str]:
     rows = comparison_rows(comparisons(run, (record for point in points for record in point.records)))
     if rows:
         yield "mixed against uniform (test, 95 % paired bootstrap)\n" + plain_table(COMPARISON_HEADER, rows)
+    if searches := search_rows(points, report_settings(run)):
+        yield "searches (test scores; seconds and measured allocations per budget)\n" + plain_table(SEARCHES, searches)
     if joint := additivity_rows(run):
         yield "sums of sensitivities against the loss of random joint allocations\n" + plain_table(HEADER, joint)
     failed = [(record.label, record.reason or "") for record in stored.records if record.status == "failed"]

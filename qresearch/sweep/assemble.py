@@ -48,6 +48,7 @@ def known_names() -> KnownNames:
         "sensitivity.method": SENSITIVITIES,
         "allocation.allocator": ALLOCATORS,
         "allocation.cost": COSTS,
+        "report.cost": COSTS,
         **{f"quantize.{site}.{key}": names for site in ("weight", "input") for key, names in sites.items()},
     }
 

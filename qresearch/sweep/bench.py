@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,26 @@ class Bench:
             return evaluate_population(model, variables, qparams, bits, *args).loss.mean(axis=1, dtype=np.float64)
 
         return measured
+
+    def search(
+        self, config: RunConfig, key: str, variables: Variables, qparams: MenuQParams, table: Sensitivity
+    ) -> np.ndarray:
+        """``allocate`` with measured losses; ``searches`` keeps its seconds and how many allocations it measured."""
+        measure = self.measure(key, variables, qparams, table, config.sensitivity)
+        measured, started = [0], time.monotonic()
+
+        def counted(allocations: np.ndarray) -> np.ndarray:
+            measured[0] += len(allocations)
+            return measure(allocations)
+
+        bits = self.allocate(config, table, counted)
+        self.searches[config] = {"seconds": time.monotonic() - started, "measured": measured[0]}
+        return bits
+
+    @functools.cached_property
+    def searches(self) -> dict[RunConfig, dict[str, float]]:
+        """What the search of each trial took."""
+        return {}
 
     def allocate(self, config: RunConfig, table: Sensitivity, measure: Measure | None = None) -> np.ndarray:
         """Bits [layer, 2] that the trial's allocator chooses within its budget, refined where the config asks for it.

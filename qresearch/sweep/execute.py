@@ -31,7 +31,13 @@ FLOAT_BITS = 32.0
 
 
 def run_bench(bench: Bench, configs: Sequence[RunConfig], floats: dict[str, FloatModel]) -> Iterator[Outcome]:
-    """Runs every trial of a bench and yields each outcome as soon as it is known."""
+    """Runs every trial of a bench and yields each outcome as soon as it is known, with what its search took."""
+    for outcome in _run_trials(bench, configs, floats):
+        taken = bench.searches.get(outcome.config)
+        yield outcome if taken is None else outcome._replace(extra={**outcome.extra, "search": taken})
+
+
+def _run_trials(bench: Bench, configs: Sequence[RunConfig], floats: dict[str, FloatModel]) -> Iterator[Outcome]:
     by_float: dict[str, list[RunConfig]] = {}
     for config in configs:
         by_float.setdefault(float_key(config), []).append(config)
@@ -82,8 +88,7 @@ def _choose_bits(
     for config in budgeted:
         table = bench.sensitivity(key, variables, qparams, config.sensitivity)
         try:
-            measure = bench.measure(key, variables, qparams, table, config.sensitivity)
-            bits[config] = bench.allocate(config, table, measure)
+            bits[config] = bench.search(config, key, variables, qparams, table)
         except BudgetError as error:
             failures.append(Outcome(config, in_float, 0.0, failure=str(error)))
     return bits, failures

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from qresearch.config import RunConfig, SweepConfig, config_hash, expand, resolved, trial_label
+from qresearch.report.searches import keep_settings
 from qresearch.results import RunFolder, create_run, environment
 from qresearch.sweep.assemble import known_names
 from qresearch.sweep.bench import Bench
@@ -16,7 +17,7 @@ from qresearch.sweep.outcome import Outcome, checked, make_record, per_example
 from qresearch.sweep.progress import Reporter, Silent
 
 # What trials must agree on to share a bench: everything but these, which are traced or belong to a flow.
-_OWN = {"name", "output", "seed", "flow", "sensitivity", "allocation", "ptq", "qat"}
+_OWN = {"name", "output", "report", "seed", "flow", "sensitivity", "allocation", "ptq", "qat"}
 
 
 class SweepResult(NamedTuple):
@@ -45,10 +46,11 @@ def run_sweep(
     An interrupt leaves all finished records in place, and the same command continues.
     """
     configs = plan_sweep(sweep)
-    # Where the results are is no part of what they are: a run that was moved is found again.
-    first = {name: value for name, value in resolved(configs[0]).items() if name != "output"}
+    # Where the results are and how they are drawn is no part of what they are: a run that was moved is found again.
+    first = {name: value for name, value in resolved(configs[0]).items() if name not in ("output", "report")}
     identity = {"trials": [config_hash(config) for config in configs], "sweep": first}
     run = create_run(Path(configs[0].output).expanduser(), configs[0].name, source, identity, environment())
+    keep_settings(run, resolved(configs[0])["report"])
     on_start(run)
     pending = [config for config in configs if not run.has(config_hash(config))]
     failed = []

@@ -52,12 +52,13 @@ CHANGED: dict[str, Any] = {
     "momentum": 0.5,
     "clip_norm": 1.0,
     "augment": "flip",
+    "reference": [1.0, 2.0],
 }
 NEEDS_ANOTHER_KEY = {"granularity", "group_size", "budget", "ptq"}
 
 
 @pytest.mark.parametrize("path", [path for path, _ in _leaves(resolved(run()))], ids=".".join)
-def test_every_setting_but_name_and_output_is_in_the_hash(path: tuple[str, ...]) -> None:
+def test_every_setting_but_name_output_and_report_is_in_the_hash(path: tuple[str, ...]) -> None:
     if path[-1] in NEEDS_ANOTHER_KEY:
         return
     values = json.loads(json.dumps(resolved(run())))
@@ -68,7 +69,7 @@ def test_every_setting_but_name_and_output_is_in_the_hash(path: tuple[str, ...])
     section[path[-1]] = CHANGED.get(path[-1], old + 1 if isinstance(old, int | float) else _other(path, old))
     (changed,) = expand(from_mapping(values))
     assert changed != run()
-    assert (config_hash(changed) == config_hash(run())) == (path in [("name",), ("output",)])
+    assert (config_hash(changed) == config_hash(run())) == (path[0] in ("name", "output", "report"))
 
 
 def _other(path: tuple[str, ...], old: Any) -> Any:
@@ -117,7 +118,7 @@ def test_notes_spelling_and_written_defaults_are_not_in_the_hash(tmp_path: Path)
 
 
 def test_the_hash_is_that_of_canonical_json() -> None:
-    values = {key: value for key, value in resolved(run()).items() if key not in ("name", "output")}
+    values = {key: value for key, value in resolved(run()).items() if key not in ("name", "output", "report")}
     text = json.dumps(values, sort_keys=True, separators=(",", ":"))
     assert text.startswith('{"allocation":{"allocator":"uniform","bits":[4,4],"budget":null,')
     assert config_hash(run()) == hashlib.sha256(text.encode()).hexdigest()

@@ -81,6 +81,7 @@ def test_defaults_are_the_documented_ones() -> None:
             "cost": "average_bits",
         },
         "evaluate": {"batch_size": 500, "examples": None},
+        "report": {"cost": "average_bits", "reference": None},
         "output": "results",
     }
 

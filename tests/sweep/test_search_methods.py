@@ -27,6 +27,7 @@ def searched(tmp_path_factory):
     folder = tmp_path_factory.mktemp("searched")
     values = ["sensitivity.examples=60", "evaluate.batch_size=60", "quantize.menu=[[2,2],[4,4],[8,8]]"]
     config = write_small(folder)
+    values += ["report.reference=[8,0.1]"]
     values += [f"sweep={json.dumps({'list': TRIALS})}", f"output={folder / 'out'}"]
     assert main(["sweep", str(config), *settings(*values)]) == 0
     return folder / "out"
@@ -91,3 +92,37 @@ def test_a_damaged_sensitivity_file_is_named(searched, tmp_path, capsys):
     path.write_text(path.read_text()[:100])
     assert main(["show", str(path.parent.parent)]) == 2
     assert re.search(rf"{path.name}: is damaged .*; delete it", capsys.readouterr().err)
+
+
+def test_searches_are_compared_in_one_table(searched, capsys):
+    (run,) = searched.iterdir()
+    records = stored(searched)
+    assert main(["show", str(run)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("searches")) + 2
+    rows = [re.split(r"\s{2,}", line.strip()) for line in lines[start : start + len(TRIALS)]]
+    assert len({row[0] for row in rows}) == len(TRIALS)
+    scores = [float(row[2]) for row in rows]
+    assert scores == sorted(scores, reverse=True)
+    for row in rows:
+        record = next(r for r in records.values() if row[0].endswith(f" {r['allocation']['allocator']}"))
+        assert row[1] == "1"
+        score, bits = record["metrics"]["test"]["score"], record["costs"]["average_bits"]
+        assert float(row[2]) == pytest.approx(score, abs=1e-4)
+        assert float(row[3]) == pytest.approx((8 - bits) * (score - 0.1), rel=1e-3)
+        assert float(row[5]) == record["metrics"]["search"]["measured"]
+    measured = {row[0].partition(" lsq ")[2]: float(row[5]) for row in rows}
+    assert measured["exact"] == measured["milp"] == 0
+    assert 0 < measured["exact refined"] <= 33
+    assert 6 <= measured["nsga2 generations=2 population=6"] <= 24
+    assert "Searches" in (run / "report.html").read_text()
+
+
+def test_another_reference_runs_nothing_again(searched, tmp_path, capsys):
+    shutil.copytree(searched, tmp_path / "out")
+    values = ["sensitivity.examples=60", "evaluate.batch_size=60", "quantize.menu=[[2,2],[4,4],[8,8]]"]
+    values += ["report.reference=[6,0.2]", f"sweep={json.dumps({'list': TRIALS})}", f"output={tmp_path / 'out'}"]
+    assert main(["sweep", str(write_small(tmp_path)), *settings(*values)]) == 0
+    assert f"0 trials run, {len(TRIALS)} found done" in capsys.readouterr().out
+    (run,) = (tmp_path / "out").iterdir()
+    assert json.loads((run / "report.json").read_text()) == {"cost": "average_bits", "reference": [6.0, 0.2]}
