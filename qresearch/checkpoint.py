@@ -76,7 +76,8 @@ def _problem(path: Path, template: Any) -> str | None:
 
 
 def _refused(path: Path, reason: str) -> DataError:
-    return DataError(f"{path}: not a complete checkpoint of this model ({reason}); delete it to train again")
+    advice = "one that training left can be deleted, to be made again"
+    return DataError(f"{path}: not a complete checkpoint of this model ({reason}); {advice}")
 
 
 def _digest(path: Path) -> str:

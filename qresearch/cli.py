@@ -205,9 +205,8 @@ def _check(options: argparse.Namespace) -> int:
 
     configs = plan_sweep(sweep)
     flows = {flow: sum(config.flow == flow for config in configs) for flow in ("float", "ptq", "qat")}
-    print(
-        f"{options.config}: fine, {len(configs)} trials ({', '.join(f'{n} {flow}' for flow, n in flows.items() if n)})"
-    )
+    counts = ", ".join(f"{n} {flow}" for flow, n in flows.items() if n)
+    print(f"{options.config}: fine, {len(configs)} trial{'s' * (len(configs) != 1)} ({counts})")
     return OK
 
 

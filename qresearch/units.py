@@ -55,12 +55,17 @@ def calibrate_unit(unit: Unit, recorded: Mapping[str, Any], bits: Float[Array, "
     def calls(operand: str) -> list[Array]:
         return [aux[operand][call] for aux in found for call in range(aux[operand].shape[0])]
 
-    contraction = unit.layer.contraction
+    contraction, name = unit.layer.contraction, unit.layer.name
     kernels = calls("weight") if contraction.product else [found[0]["weight"][0]]
-    return {
-        "weight": unit.weight and unit.weight.init(_join(kernels, unit, contraction.weight_contracting), bits[0]),
-        "input": unit.input and unit.input.init(_join(calls("input"), unit, contraction.input_contracting), bits[1]),
-    }
+    weight = _join(kernels, unit, contraction.weight_contracting)
+    x = _join(calls("input"), unit, contraction.input_contracting)
+    try:
+        return {
+            "weight": unit.weight and unit.weight.init(weight, bits[0]),
+            "input": unit.input and unit.input.init(x, bits[1]),
+        }
+    except GraphError as error:
+        raise GraphError(f"layer {name}: {error}") from None
 
 
 # What post-training methods add to a layer's qparams, for the widths they were run at. kernel: what is quantized in

@@ -101,7 +101,7 @@ def refused(path, template=None):
     message = str(error.value)
     assert "\n" not in message
     assert message.startswith(f"{path}: not a complete checkpoint of this model (")
-    assert message.endswith("delete it to train again")
+    assert message.endswith("can be deleted, to be made again")
     return message
 
 

@@ -5,7 +5,7 @@ In a list they run in turn. The first three change the float model before its ra
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from qresearch.errors import ConfigError, did_you_mean
@@ -40,6 +40,23 @@ PTQ: dict[str, Callable[..., Method]] = {
 }
 
 
+# These make the ranges anew from a float model, so nothing that has changed kernels may have run.
+FROM_FLOAT = ("fold_batchnorm", "equalize", "smoothquant", "hadamard")
+CHANGE_KERNELS = tuple(name for name in PTQ if name not in (*FROM_FLOAT[:3], "reestimate_batchnorm"))
+
+
+def make_methods(listed: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[Method, ...]:
+    """The methods of a list of (name, options). ConfigError for an order in which one cannot follow another."""
+    for i, (name, _) in enumerate(listed):
+        before = [earlier for earlier, _ in listed[:i]]
+        late = next((earlier for earlier in before if earlier in CHANGE_KERNELS), None)
+        if name in FROM_FLOAT and late:
+            raise ConfigError(f"ptq: {name} starts from the float model's weights: put it before {late}")
+        if name == "reestimate_batchnorm" and "fold_batchnorm" in before:
+            raise ConfigError("ptq: reestimate_batchnorm finds no BatchNorm after fold_batchnorm; keep one of the two")
+    return tuple(make_method(name, **options) for name, options in listed)
+
+
 def make_method(name: str, **options: Any) -> Method:
     """The post-training method of this name. ConfigError for a name or an option that does not exist."""
     if name not in PTQ:
@@ -48,4 +65,4 @@ def make_method(name: str, **options: Any) -> Method:
     return PTQ[name](**options)
 
 
-__all__ = ["PTQ", "Method", "Quantized", "make_method"]
+__all__ = ["PTQ", "Method", "Quantized", "make_method", "make_methods"]

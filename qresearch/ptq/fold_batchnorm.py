@@ -20,9 +20,9 @@ FOLDED = "folded"
 
 
 def fold_batchnorm(fn: Function, params: Params, x: Any) -> tuple[Function, Params]:
-    """(folded_fn, folded_params) with folded_fn(folded_params, x) = fn(params, x) up to rounding, and no BatchNorm
-    after a contraction.
+    """Moves every BatchNorm that follows a contraction into its kernel and a bias: (folded_fn, folded_params).
 
+    folded_fn(folded_params, x) = fn(params, x) up to rounding.
     A layer's output y becomes a y + b, with a and b [channels] computed from params: its kernel becomes a * kernel, at
     its old path, and b is added to its output. folded_params: for a dict {**params, "folded": {layer name: b}}, for
     any other pytree {"params": params, "folded": ...}; layers keep their names either way. What was folded stays in

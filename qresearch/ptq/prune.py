@@ -16,17 +16,15 @@ from qresearch.qmodel import QParams
 
 
 def prune(*, sparsity: float = 0.5, unit: str = "weight") -> Method:
-    """In every quantized layer, the share ``sparsity`` of the weights, or of the output channels, with the least |w|
-    (for a channel: the least sum of squares) is set to 0.
+    """Sets the smallest weights of every quantized layer to 0: the share ``sparsity`` with the least |w|.
 
-    unit: "weight" or "channel". The range of the weight is calibrated anew on what is left. Records cost pruned weights
+    unit: "channel" takes whole output channels, those of the least sum of squares, in place of weights ("weight").
+    The range of the weight is calibrated anew on what is left. Records cost pruned weights
     as if they were stored: unstructured zeros save nothing without a sparse format. To remove a whole layer, give it
     the option of 0 bits in the menu.
     Han et al., Learning both Weights and Connections for Efficient Neural Networks, 2015,
     https://arxiv.org/abs/1506.02626. Where we differ: one shot, per layer, nothing is trained after it.
     """
-    if not 0 <= sparsity < 1:
-        raise ConfigError(f"ptq: option 'sparsity' of method 'prune' takes a number >= 0 and < 1, got {sparsity:g}")
     if unit not in ("weight", "channel"):
         raise ConfigError(f"ptq: option 'unit' of method 'prune' is weight or channel, got '{unit}'")
 

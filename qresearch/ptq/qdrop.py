@@ -20,8 +20,9 @@ def qdrop(
     drop: float = 0.5,
     fisher: bool = False,
 ) -> Method:
-    """``brecq`` where every element of every input, of the block and of its layers, is not quantized with probability
-    ``drop`` in a step: the rounding that is found serves more than one quantization of the inputs.
+    """``brecq`` in which elements of all inputs stay in float at random, with probability ``drop`` in every step.
+
+    Inputs of the block and of its layers: the rounding that is found serves more than one quantization of them.
 
     Wei et al., QDrop: Randomly Dropping Quantization for Extremely Low-bit Post-Training Quantization, 2022,
     https://arxiv.org/abs/2203.05740. Where we differ: 2,000 iterations instead of 20,000.

@@ -133,7 +133,7 @@ def _point(records: list[Record]) -> Point:
         problem=problem_of(first),
         flow=first.flow,
         quantizer=_quantizer_text(first),
-        methods="+".join(method["name"] for method in first.config.get("ptq", [])) or "-",
+        methods="+".join(map(_method_text, first.config.get("ptq", []))) or "-",
         allocator=first.allocation["allocator"] or "-",
         allocation=_allocation_text(first),
         budget=first.allocation["budget"],
@@ -151,13 +151,22 @@ def _quantizer_text(record: Record) -> str:
     return weight if weight == input_ else f"{weight}/{input_}"
 
 
+def _method_text(method: Mapping[str, Any]) -> str:
+    """A post-training method, with its options where it has any: ``prune(sparsity=0.1)``."""
+    options = ", ".join(f"{name}={value}" for name, value in method.get("options", []))
+    return method["name"] + (f"({options})" if options else "")
+
+
 def _allocation_text(record: Record) -> str:
-    """The budget, or the option that most layers have: pinned first and last layers do not rename W4A4."""
+    """The budget, or the bits that were asked for: layers that keep others do not rename W4A4."""
     if record.flow == "float":
         return "float"
     budget = record.allocation["budget"]
     if budget:
         return ", ".join(f"{name} {limit:g}" for name, limit in sorted(budget.items()))
+    asked = record.config.get("allocation", {}).get("bits")
+    if asked:
+        return "W{:g}A{:g}".format(*asked)
     pairs = collections.Counter((weight, input_) for weight, input_ in record.allocation["bits"])
     return "W{:g}A{:g}".format(*pairs.most_common(1)[0][0]) if pairs else "-"
 

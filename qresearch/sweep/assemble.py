@@ -18,7 +18,7 @@ from qresearch.errors import DataError
 from qresearch.graph.layer import PRODUCT
 from qresearch.models import MODELS, Model, Variables, load_npz
 from qresearch.numerics.ranges import RANGES
-from qresearch.ptq import PTQ, Method, make_method
+from qresearch.ptq import PTQ, Method, make_methods
 from qresearch.quantizers import QUANTIZERS
 from qresearch.rules import AUTO, Rule, SiteRule
 from qresearch.sensitivities import SENSITIVITIES
@@ -106,8 +106,10 @@ def rules_of(quantize: QuantizeConfig) -> tuple[Rule, ...]:
 
 
 def methods_of(config: RunConfig) -> tuple[Method, ...]:
-    """The post-training methods of a run. ConfigError for an option that a method does not have."""
-    return tuple(make_method(method.name, **dict(method.options)) for method in config.ptq)
+    """The post-training methods of a run. ConfigError for an option that a method does not have, or an order that
+    cannot be.
+    """
+    return make_methods([(method.name, dict(method.options)) for method in config.ptq])
 
 
 def recipe_of(train: TrainConfig) -> Recipe:

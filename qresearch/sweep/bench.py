@@ -200,6 +200,9 @@ class Bench:
             load_weights(self.config, self.setup)
         else:
             check_recipe(recipe_of(self.config.float_training), self.setup.data, "float")
+        if any(config.flow != "float" for config in configs) and self.sketch.layers:
+            # Traced, not run: a group size that divides no layer is said before anything is trained.
+            jax.eval_shape(self.sketch.init, *shapes_of(self.setup), jnp.full((len(self.sketch.layers), 2), 8.0))
         for config in configs:
             if config.flow == "qat":
                 check_recipe(recipe_of(config.qat), self.setup.data, "qat")

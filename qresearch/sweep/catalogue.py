@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,10 +30,11 @@ REGISTRIES: dict[str, Mapping[str, Any]] = {
     "data": DATASETS,
     "tasks": TASKS,
 }
+OPTIONED = ("ptq", "sensitivities", "allocators")  # functions whose keywords are options in a config
 
 
 def catalogue(kind: str | None = None) -> str:
-    """One line per entry of a registry, or of all; quantizers, asked for by name, have more to say.
+    """One line per entry of a registry, or of all; what has options says more when its registry is asked for.
 
     ConfigError for an unknown registry.
     """
@@ -46,6 +48,8 @@ def catalogue(kind: str | None = None) -> str:
     ]
     if kind == "quantizers":
         blocks = ["\n".join([kind, *(_quantizer(name, width) for name in sorted(QUANTIZERS))])]
+    elif kind in OPTIONED:
+        blocks = ["\n".join([kind, *(_method(name, entry, width) for name, entry in sorted(REGISTRIES[kind].items()))])]
     return "\n\n".join(blocks)
 
 
@@ -64,10 +68,22 @@ def _quantizer(name: str, width: int) -> str:
     return "\n".join([f"  {name:<{width}}  {found.summary}", *details])
 
 
+def _method(name: str, entry: Any, width: int) -> str:
+    """A function with its paper and its options."""
+    text = inspect.getdoc(entry) or ""
+    papers = re.findall(r"https?://\S*[^\s.,;:)]", text)
+    given = inspect.signature(entry).parameters.values()
+    options = ", ".join(f"{p.name} = {p.default!r}" for p in given if p.default is not p.empty)
+    lines = {"paper": papers[0] if papers else "", "options": options}
+    details = [f"      {key:<12} {value}" for key, value in lines.items() if value]
+    return "\n".join([f"  {name:<{width}}  {_summary(entry)}", *details])
+
+
 def _summary(entry: Any) -> str:
     described = getattr(entry, "describe", None)
     if isinstance(described, str):
         return described
     if not callable(entry):
         return f"score: {entry.score_name}"
-    return (inspect.getdoc(entry) or "").split("\n")[0]
+    paragraph = " ".join((inspect.getdoc(entry) or "").split("\n\n")[0].split("\n"))
+    return paragraph.partition(". ")[0]

@@ -107,8 +107,22 @@ def _allocation(config: RunConfig, bits: np.ndarray, model: QuantizedModel) -> d
         "bits": [[float(w), float(a)] for w, a in bits],
         "allocator": allocator,
         "budget": {allocation.cost: float(allocation.budget or 0.0)} if budgeted else None,
-        "treatment": treatment(model),
+        "treatment": "; ".join([treatment(model), *_kept(config, bits, model)]),
     }
+
+
+def _kept(config: RunConfig, bits: np.ndarray, model: QuantizedModel) -> list[str]:
+    """The free layers that keep other bits than the trial asked for all."""
+    if config.flow == "float" or config.allocation.bits is None or not config.quantize.keep.most_sensitive:
+        return []
+    option = "W{}A{}".format(*config.quantize.keep.option)
+    free = [len(menu) > 1 for menu in model.menus]
+    kept = [
+        layer.name
+        for layer, row, own in zip(model.layers, bits, free)
+        if own and tuple(row) == tuple(config.quantize.keep.option)
+    ]
+    return [f"most sensitive, {option}: {', '.join(kept)}"] if kept else []
 
 
 def _costs(bits: np.ndarray, model: QuantizedModel) -> dict[str, float]:

@@ -15,7 +15,7 @@ import pytest
 from ptq_cases import CASES, error, outputs, quantized
 
 from qresearch.errors import ConfigError, GraphError
-from qresearch.ptq import PTQ, make_method, optimise
+from qresearch.ptq import PTQ, make_method, make_methods, optimise
 from qresearch.ptq.programs import compiled
 
 # Of every method, options that make it quick; what they leave out the paper's recipe adds.
@@ -177,6 +177,53 @@ def test_an_unknown_method_or_option_is_refused_with_the_nearest_name():
         make_method("awq", steps=0)
     with pytest.raises(ConfigError, match=r"'act_order' of method 'gptq' takes true or false, got 1"):
         make_method("gptq", act_order=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [
+        ("adaround", "learning_rate", -1.0),
+        ("adaround", "learning_rate", float("nan")),
+        ("adaround", "warmup", 1.0),
+        ("gptq", "damping", -1.0),
+        ("qdrop", "drop", 3.0),
+        ("smoothquant", "alpha", 2.0),
+        ("prune", "sparsity", 1.0),
+    ],
+)
+def test_a_number_out_of_range_is_refused(name, option, value):
+    with pytest.raises(ConfigError, match=rf"option '{option}' of method '{name}' takes a number (from 0 to|>= 0)"):
+        make_method(name, **{option: value})
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            ["adaround", "fold_batchnorm"],
+            "fold_batchnorm starts from the float model.* before adaround",
+        ),
+        (["gptq", "bias_correction", "equalize"], "equalize .* before gptq"),
+        (["prune", "hadamard"], "hadamard .* before prune"),
+        (["fold_batchnorm", "reestimate_batchnorm"], "finds no BatchNorm after fold_batchnorm"),
+    ],
+)
+def test_an_order_that_cannot_be_is_refused_before_anything_runs(names, message):
+    with pytest.raises(ConfigError, match=message):
+        make_methods([(name, {}) for name in names])
+
+
+def test_every_order_of_two_that_is_accepted_runs():
+    for first in ("prune", "bias_correction", "hadamard", "gptq"):
+        for second in ("prune", "bias_correction", "hadamard", "gptq"):
+            try:
+                methods = make_methods([(first, {}), (second, {})])
+            except ConfigError:
+                continue
+            state = quantized("plain", 4, 8)
+            for step in methods:
+                state = step(state, jax.random.key(0))
+            assert np.isfinite(outputs(state)).all()
 
 
 @pytest.mark.parametrize("name", FLOAT)

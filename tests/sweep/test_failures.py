@@ -149,6 +149,18 @@ REFUSED = {
     "missing data": (["data={name: cifar10, folder: gone}"], r"cifar10: the data folder gone is not a folder; .*"),
     "batch too large": (["float.batch_size=2000"], r"float\.batch_size 2000 exceeds the 1097 training examples .*"),
     "endless warm-up": (["float.warmup_epochs=5"], r"float\.warmup_epochs 5 leaves nothing of 5 epochs; .*"),
+    "group size": (
+        [
+            "flow=ptq",
+            "sweep=null",
+            "quantize.weight={quantizer: minmax, granularity: per_group, group_size: 7}",
+        ],
+        r"layer linear1/kernel: group_size 7 does not divide .*",
+    ),
+    "order of ptq": (
+        ["flow=ptq", "sweep=null", "ptq=[adaround, equalize]"],
+        r"ptq: equalize starts from the float model's weights: put it before adaround",
+    ),
     "zero point for lsq": (["quantize.weight.symmetric=false"], r".*symmetric.*"),
 }
 
