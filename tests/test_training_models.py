@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from number_model import SGD, number_trainer, number_trial
 from small_sweep import compilations
 
 from qresearch.calibration import calibrate, select
