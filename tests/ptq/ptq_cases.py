@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax import nnx
 
 import qresearch as qr
 from qresearch.calibration import calibrate, select
@@ -65,6 +66,23 @@ def tied(params: Any, x: jax.Array) -> jax.Array:
     return jax.nn.gelu(x @ kernel) @ kernel
 
 
+class NNXNet(nnx.Module):
+    """Two linear layers."""
+
+    def __init__(self) -> None:
+        rngs = nnx.Rngs(0)
+        self.first, self.second = nnx.Linear(CHANNELS, 24, rngs=rngs), nnx.Linear(24, 5, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.second(nnx.gelu(self.first(x)))
+
+
+def nnx_function() -> tuple[Any, Any]:
+    """(fn, state) of ``NNXNet``, as nnx.split gives them."""
+    graphdef, state = nnx.split(NNXNet())
+    return lambda state, x: nnx.merge(graphdef, state)(x), state
+
+
 @functools.cache
 def case(name: str) -> tuple[Any, Any, jax.Array]:
     """(fn, params, x) by name."""
@@ -77,6 +95,8 @@ def case(name: str) -> tuple[Any, Any, jax.Array]:
     if name in ("linen", "deep"):
         images, net = jnp.asarray(rng.normal(size=(EXAMPLES, 6, 6, 3)), jnp.float32), Net(1 if name == "linen" else 3)
         return net.apply, net.init(jax.random.key(0), images[:1]), images
+    if name == "nnx":
+        return *nnx_function(), x
     if name == "plain":
         first = {"kernel": normal(CHANNELS, 24).at[2].divide(30.0), "bias": jnp.ones(24) / 4}
         return plain, {"first": first, "second": {"kernel": normal(24, 5)}}, x
@@ -87,7 +107,7 @@ def case(name: str) -> tuple[Any, Any, jax.Array]:
     return tied, {"shared": {"kernel": normal(CHANNELS, CHANNELS)}}, x
 
 
-CASES = ("linen", "plain", "scanned", "tied")
+CASES = ("linen", "nnx", "plain", "scanned", "tied")
 
 
 @functools.cache

@@ -66,7 +66,7 @@ def test_it_runs_on_any_function_and_changes_no_float_parameter(name, case):
         np.testing.assert_array_equal(new, old)
 
 
-@treatments([*ROUNDING, "bias_correction"], ["linen", "plain"])
+@treatments([*ROUNDING, "bias_correction"], ["linen", "nnx", "plain"])
 def test_the_outputs_are_nearer_to_the_float_ones_than_after_plain_rounding(name, case):
     state = quantized(case, 3, 8)
     assert error(treated(name, case)) < 0.95 * error(state)
