@@ -53,7 +53,7 @@ def _anneal(
     for step in range(steps):
         pair = random.integers(0, layers, (2, len(now)))
         option = allowed[pair, (random.random(pair.shape) * counts[pair]).astype(int)]
-        alone = (random.random(len(now)) < 0.5) | (pair[0] == pair[1])
+        alone = random.random(len(now)) < 0.5
         option[1] = np.where(alone, now[rows, pair[1]], option[1])
         option[1] = np.where(pair[0] == pair[1], option[0], option[1])
         before = now[rows, pair]

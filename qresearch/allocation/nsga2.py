@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 
 from qresearch.allocation.budgets import Limits, affordable, check_budgets, within
-from qresearch.allocation.problem import Key, Problem, generator, lowest_loss, merge_groups
+from qresearch.allocation.problem import Key, Problem, draw_options, generator, lowest_loss, merge_groups
 from qresearch.allocation.uniform import uniform_candidates
 
 Losses = Float[np.ndarray, "candidate"]
@@ -79,12 +79,8 @@ def _first(
 ) -> Int[np.ndarray, "candidate layer"]:
     cheap = [found for found in (affordable(problem, limit) for limit in limits) if found is not None]
     given = np.unique(np.concatenate([uniform_candidates(problem), cheap, lowest_loss(problem)[None]]), axis=0)
-    draws = _random_options(random, problem, max(population - len(given), 0))
+    draws = draw_options(random, problem.allowed, max(population - len(given), 0))
     return np.concatenate([given, draws]).astype(np.int64)
-
-
-def _random_options(random: np.random.Generator, problem: Problem, count: int) -> Int[np.ndarray, "candidate layer"]:
-    return np.where(problem.allowed, random.random((count, *problem.loss.shape)), -1.0).argmax(axis=-1)
 
 
 def _children(
@@ -99,7 +95,7 @@ def _children(
     father, mother = parents[np.where(wins, first, second)]
     child = np.where(random.random(father.shape) < 0.5, father, mother)
     mutated = random.random(child.shape) < 1.0 / child.shape[1]
-    return np.where(mutated, _random_options(random, problem, len(child)), child)
+    return np.where(mutated, draw_options(random, problem.allowed, len(child)), child)
 
 
 def _ranked(

@@ -126,6 +126,13 @@ def generator(key: Key) -> np.random.Generator:
     return np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel().tolist())
 
 
+def draw_options(
+    random: np.random.Generator, allowed: Bool[np.ndarray, "layer option"], count: int
+) -> Int[np.ndarray, "draw layer"]:
+    """Random allocations: every layer draws uniformly from its allowed options."""
+    return np.where(allowed, random.random((count, *allowed.shape)), -1.0).argmax(axis=-1)
+
+
 def first_options(problem: Problem, *criteria: np.ndarray) -> Int[np.ndarray, "layer"]:
     """Per layer the allowed option that is first by the criteria [layer, option], then by index."""
     order = np.lexsort((*criteria[::-1], ~problem.allowed), axis=1)

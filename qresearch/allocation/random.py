@@ -10,7 +10,7 @@ from jaxtyping import Int, Num
 from numpy.typing import ArrayLike
 
 from qresearch.allocation.budgets import affordable, best_affordable, check_budgets, within
-from qresearch.allocation.problem import Key, Problem, generator, lowest_loss, merge_groups
+from qresearch.allocation.problem import Key, Problem, draw_options, generator, lowest_loss, merge_groups
 
 
 def allocate(
@@ -48,9 +48,9 @@ def _draw(
     random: np.random.Generator, problem: Problem, samples: int
 ) -> tuple[Int[np.ndarray, "sample layer"], Int[np.ndarray, "sample layer"]]:
     """Random allocations, and for each a random order of the layers."""
-    ticket = np.where(problem.allowed, random.random((samples, *problem.loss.shape)), -1.0)
+    draws = draw_options(random, problem.allowed, samples)
     order = random.permuted(np.tile(np.arange(len(problem.loss)), (samples, 1)), axis=1)
-    return ticket.argmax(axis=-1), order
+    return draws, order
 
 
 def _repair(

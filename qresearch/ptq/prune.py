@@ -19,9 +19,9 @@ def prune(*, sparsity: float = 0.5, unit: str = "weight") -> Method:
     """Sets the smallest weights of every quantized layer to 0: the share ``sparsity`` with the least |w|.
 
     unit: "channel" takes whole output channels, those of the least sum of squares, in place of weights ("weight").
-    The range of the weight is calibrated anew on what is left. Records cost pruned weights
-    as if they were stored: unstructured zeros save nothing without a sparse format. To remove a whole layer, give it
-    the option of 0 bits in the menu.
+    The range of the weight is calibrated anew on what is left. Records cost pruned weights as if they were stored:
+    unstructured zeros save nothing without a sparse format. To remove a whole layer, give it the option of 0 bits in
+    the menu.
     Han et al., Learning both Weights and Connections for Efficient Neural Networks, 2015,
     https://arxiv.org/abs/1506.02626. Where we differ: one shot, per layer, nothing is trained after it.
     """

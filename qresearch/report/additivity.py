@@ -11,7 +11,8 @@ from qresearch.results.run_folder import RunFolder
 HEADER = ("sensitivity", "joint allocations", "rank correlation", "measured / predicted")
 ABOUT = (
     "Allocators add up what layers lose one at a time. Here random allocations of all layers are measured and compared"
-    " with those sums: a low rank correlation means that answers should be refined on measured losses."
+    " with those sums: a low rank correlation means that answers should be refined on measured losses. The ratio means"
+    " something for sensitivities in the loss's own unit alone (loss_increase, fisher, hawq_v2)."
 )
 
 
@@ -25,5 +26,5 @@ def additivity_rows(run: RunFolder) -> list[tuple[str, ...]]:
                 cells = (len(joint["predicted"]), joint["rank_correlation"], joint["ratio"])
                 rows.append((path.stem, str(cells[0]), *("-" if v is None else f"{v:.3f}" for v in cells[1:])))
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path}: is damaged ({error}); delete it and run the sweep again") from None
+            raise DataError(f"{path}: is damaged ({error}); delete it, and the report leaves it out") from None
     return rows

@@ -31,7 +31,7 @@ def search_rows(points: Sequence[Point], settings: dict[str, Any]) -> list[tuple
     for point in points:
         if point.budget is not None:
             groups[point.problem, point.series].append(point)
-    if len(groups) < 2:
+    if len({point.allocator for members in groups.values() for point in members}) < 2:
         return []
     rows = []
     for (problem, series), members in groups.items():

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
-from qresearch.allocation.problem import Measure
+from qresearch.allocation.problem import Measure, draw_options
 from qresearch.sensitivities.subject import Sensitivity
 
 
@@ -39,11 +39,6 @@ def additivity(table: Sensitivity, measure: Measure, count: int = 16, seed: int 
     Every layer draws uniformly from its menu. measure: the mean loss of allocations int[n, layer], on the examples of
     the table, so that what differs is how layers interact.
     """
-    drawn = _draw(table, count, seed)
+    drawn = draw_options(np.random.default_rng(seed), np.isfinite(table.loss), count)
     predicted = table.loss[np.arange(len(table.loss)), drawn].sum(axis=1)
     return Additivity(predicted, np.asarray(measure(drawn), np.float64) - table.float_loss)
-
-
-def _draw(table: Sensitivity, count: int, seed: int) -> Int[np.ndarray, "allocation layer"]:
-    tickets = np.random.default_rng(seed).random((count, *table.loss.shape))
-    return np.where(np.isfinite(table.loss), tickets, -1.0).argmax(axis=-1)

@@ -14,7 +14,7 @@ from qresearch.sensitivities.perturbation import (
     Deltas,
     perturbation,
     quantization_errors,
-    single_batches,
+    rebatched,
     table_of_operands,
     widths_of,
 )
@@ -54,7 +54,7 @@ def fisher(subject: Subject) -> Sensitivity:
         return jnp.stack(rows["weight"]), jnp.stack(rows["input"]), loss
 
     found: list[Any] = []
-    for x, y in single_batches(subject, 1):
+    for x, y in rebatched(subject, 1):
         found.append(jax.device_get(step(subject.params, qparams, x, y)))
         subject.progress(len(found), subject.batches.examples)
     weight, input, loss = (np.stack(column).astype(np.float64) for column in zip(*found))

@@ -17,7 +17,7 @@ from qresearch.sensitivities.perturbation import (
     Deltas,
     Perturbation,
     perturbation,
-    single_batches,
+    rebatched,
     table_of_operands,
     widths_of,
 )
@@ -35,7 +35,7 @@ def hawq_v1(subject: Subject, iterations: int = 8, batch: int = 64, seed: int = 
     """
     part = perturbation(subject)
     qparams = [subject.qparams_at(width) for width in widths_of(subject)]
-    x, y = next(single_batches(subject, batch))
+    x, y = next(rebatched(subject, batch))
     _, errors, loss = jax.device_get(trace_step(subject, part)(subject.params, qparams, x, y, jax.random.key(seed)))
     iterate = _power_step(subject, part)
     values: dict[str, list[float]] = {operand: [] for operand in OPERANDS}

@@ -11,7 +11,7 @@ from qresearch.sensitivities.hessian import trace_step
 from qresearch.sensitivities.perturbation import (
     OPERANDS,
     perturbation,
-    single_batches,
+    rebatched,
     table_of_operands,
     widths_of,
 )
@@ -33,7 +33,7 @@ def hawq_v2(subject: Subject, probes: int = 4, batch: int = 64, seed: int = 0) -
     step = trace_step(subject, part)
     qparams = [subject.qparams_at(width) for width in widths_of(subject)]
     found: list[Any] = []
-    for x, y in single_batches(subject, batch):
+    for x, y in rebatched(subject, batch):
         for _ in range(probes):
             key = jax.random.fold_in(jax.random.key(seed), len(found))
             found.append(jax.device_get(step(subject.params, qparams, x, y, key)))

@@ -72,7 +72,7 @@ def perturbation(subject: Subject) -> Perturbation:
     return Perturbation(loss, zeros)
 
 
-def single_batches(subject: Subject, size: int) -> Iterator[tuple[Array, Array]]:
+def rebatched(subject: Subject, size: int) -> Iterator[tuple[Array, Array]]:
     """The subject's examples in batches of ``size``; what fills no batch is left out, unless there is no other."""
     count = subject.batches.examples
     size = min(size, count)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -86,9 +86,3 @@ class Subject(NamedTuple):
         if not isinstance(self.qparams, MenuQParams):
             return self.qparams
         return select(self.qparams, jnp.full((len(self.model.layers), 2), width, jnp.float32))
-
-
-class Method(Protocol):
-    """``method(subject, **options) -> Sensitivity``."""
-
-    def __call__(self, subject: Subject) -> Sensitivity: ...

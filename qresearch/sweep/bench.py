@@ -122,7 +122,10 @@ class Bench:
         ``sensitivity/<key>-<method>.json``.
         """
         if (key, chosen) not in self._sensitivities:
-            model, name = self.model(key, variables), f"{key}-{chosen.method}"
+            model, name = (
+                self.model(key, variables),
+                "-".join([key, chosen.method, *(f"{option}={value}" for option, value in chosen.options)]),
+            )
             evaluations = sum(len(menu) for menu in model.menus) + 1
             with self.reporter.phase(f"sensitivity ({chosen.method})", evaluations) as advance:
                 batches, task, prepare = self._measured_on(chosen), self.setup.task, self.setup.data.prepare

@@ -11,7 +11,7 @@ from sensitivity_cases import MENU, SQUARED, linear, two_layers
 from qresearch.calibration import select
 from qresearch.sensitivities import Subject, sensitivity
 from qresearch.sensitivities.hessian import trace_step
-from qresearch.sensitivities.perturbation import perturbation, single_batches, widths_of
+from qresearch.sensitivities.perturbation import perturbation, rebatched, widths_of
 
 CASES = {"quadratic": linear, "two layers": two_layers}
 
@@ -87,7 +87,7 @@ def test_traces_are_the_dense_hessians_within_three_standard_errors(case):
     subject = Subject(*args)
     step = trace_step(subject, perturbation(subject))
     menus = [subject.qparams_at(width) for width in widths_of(subject)]
-    (x, y), probes = next(single_batches(subject, 48)), 400
+    (x, y), probes = next(rebatched(subject, 48)), 400
     found = [step(params, menus, x, y, jax.random.key(i))[0] for i in range(probes)]
     for row in range(len(model.units)):
         dense = dense_hessians(model, params, row, x, y)
