@@ -47,15 +47,17 @@ def select(table: MenuQParams, bits: Bits) -> QParams:
     """The qparams of an allocation: for every site those of its width (of the nearest one, where it is not in the
     table).
     """
-    picked: QParams = {}
-    for name, sites in table.qparams.items():
-        own = jnp.asarray(bits)[table.rows[name]]
-        nearest = [jnp.argmin(jnp.abs(table.widths - own[column])) for column in (0, 1)]
-        picked[name] = {
-            operand: jax.tree.map(lambda leaf, index=index: leaf[index], sites[operand])
-            for operand, index in zip(("weight", "input"), nearest)
-        }
-    return picked
+    rows = jnp.asarray(bits)
+    return {name: select_layer(table.widths, sites, rows[table.rows[name]]) for name, sites in table.qparams.items()}
+
+
+def select_layer(widths: Float[Array, " width"], sites: dict[str, Any], bits: Float[Array, "2"]) -> dict[str, Any]:
+    """``select`` for one layer: its qparams [width, ...] of each operand to those of the operand's own width."""
+    nearest = [jnp.argmin(jnp.abs(widths - bits[column])) for column in (0, 1)]
+    return {
+        operand: jax.tree.map(lambda leaf, index=index: leaf[index], sites[operand])
+        for operand, index in zip(("weight", "input"), nearest)
+    }
 
 
 def select_many(table: MenuQParams, allocations: Float[np.ndarray, "n layers 2"]) -> QParams:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from qresearch.data.dataset import Prepare, Split
@@ -77,36 +78,67 @@ def evaluate(
     """Loss and score of every member of a population on every example: [member, example], see ``Scores``.
 
     members: a pytree whose leaves have a leading member axis; ``shared`` has none. ``chunk`` members run in one program
-    under vmap; with 1, one compiled step is used again for each. on_done is called with the number of members finished.
+    under vmap; with 1, one compiled step is used again for each. Where there are several devices, each has ``chunk``
+    members of its own. In memory at a time are ``IN_FLIGHT`` batches of those, and the results of all. on_done is
+    called with the number of members finished.
     """
     count = len(jax.tree.leaves(members)[0])
-    chunk = min(chunk or default_chunk(), count)
-    step = compiled_step(forward, task, prepare, chunk > 1)
-    rows: list[list[tuple[Array, Array]]] = []
-    for own in _chunks(members, count, chunk):
+    mesh = _mesh(count)
+    devices = 1 if mesh is None else mesh.size
+    chunk = min(chunk or default_chunk(), -(-count // devices))
+    step = compiled_step(forward, task, prepare, chunk > 1, mesh)
+    if mesh is not None:
+        shared = jax.device_put(shared, NamedSharding(mesh, PartitionSpec()))
+    together, losses, scores = chunk * devices, list[np.ndarray](), list[np.ndarray]()
+    for own in _chunks(members, count, together):
         row: list[tuple[Array, Array]] = []
         for x, y in zip(batches.inputs, batches.targets):
             row.append(step(shared, own, x, y))
             wait(row)
-        rows.append(row)
+        for results, i in ((losses, 0), (scores, 1)):
+            results.append(np.concatenate([np.asarray(part[i]) for part in row], axis=int(together > 1)))
         if on_done is not None:
-            jax.block_until_ready(rows[-1])
-            on_done(min(len(rows) * chunk, count))
-    gather = functools.partial(_gather, count=count, examples=batches.examples, many=chunk > 1)
-    return Scores(*(gather([[part[i] for part in row] for row in rows]) for i in (0, 1)))
+            on_done(min(len(losses) * together, count))
+    join = np.concatenate if together > 1 else np.stack
+    return Scores(*(join(results)[:count, : batches.examples] for results in (losses, scores)))
 
 
 @functools.lru_cache(maxsize=64)
-def compiled_step(forward: Forward, task: Task, prepare: Prepare, many: bool) -> Callable[..., tuple[Array, Array]]:
-    """The jitted (shared, own, inputs, targets) -> (loss, score) per example; with ``many`` over a leading axis of
-    own.
+def compiled_step(
+    forward: Forward, task: Task, prepare: Prepare, many: bool, mesh: Mesh | None = None
+) -> Callable[..., tuple[Array, Array]]:
+    """The jitted (shared, own, inputs, targets) -> (loss, score) per example; with ``many`` or a mesh over a leading
+    axis of own, which a mesh splits over its devices.
     """
 
     def step(shared: Any, own: Any, inputs: Array, targets: Array) -> tuple[Array, Array]:
         outputs = forward(shared, own, prepare(inputs))
         return task.loss(outputs, targets), task.score(outputs, targets)
 
-    return jax.jit(jax.vmap(step, in_axes=(None, 0, None, None)) if many else step)
+    run = jax.vmap(step, in_axes=(None, 0, None, None)) if many else step
+    if mesh is None:
+        return jax.jit(run)
+
+    def alone(shared: Any, own: Any, inputs: Array, targets: Array) -> tuple[Array, Array]:
+        found = step(shared, jax.tree.map(lambda leaf: leaf[0], own), inputs, targets)
+        return jax.tree.map(lambda leaf: leaf[None], found)
+
+    members = PartitionSpec(mesh.axis_names[0])
+    everywhere = PartitionSpec()
+    split = jax.shard_map(
+        run if many else alone,
+        mesh=mesh,
+        in_specs=(everywhere, members, everywhere, everywhere),
+        out_specs=members,
+        check_vma=False,  # what an interpreted jaxpr holds was traced without a mesh
+    )
+    return jax.jit(split)
+
+
+def _mesh(count: int) -> Mesh | None:
+    """A mesh over this process's devices, no more than there are members; None for one."""
+    devices = jax.local_devices()[:count]
+    return Mesh(np.array(devices), ("member",)) if len(devices) > 1 else None
 
 
 def _chunks(members: Any, count: int, chunk: int) -> Iterator[Any]:
@@ -115,11 +147,3 @@ def _chunks(members: Any, count: int, chunk: int) -> Iterator[Any]:
     for start in range(0, count, chunk):
         index = start if chunk == 1 else np.minimum(np.arange(start, start + chunk), count - 1)
         yield jax.tree.map(lambda leaf, index=index: leaf[index], host)
-
-
-def _gather(rows: list[list[Array]], count: int, examples: int, many: bool) -> np.ndarray:
-    """[member, example, ...] from per-chunk lists of per-batch arrays ([size, ...], with ``many`` [chunk, size, ...]),
-    without the filling.
-    """
-    members = [np.concatenate([np.asarray(part) for part in row], axis=int(many)) for row in rows]
-    return (np.concatenate(members) if many else np.stack(members))[:count, :examples]

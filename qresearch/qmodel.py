@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,14 +59,27 @@ class QuantizedModel:
         _, recorded = self.graph(params, x).run(record, params, x)
         return {unit.layer.name: calibrate_unit(unit, recorded, bits[i]) for i, unit in enumerate(self.units)}
 
-    def apply(self, params: Params, qparams: QParams, x: Any, bits: Bits, key: Array | None = None) -> Any:
-        """fn(params, x) with every layer's weight and input fake-quantized. key: for stochastic methods only."""
+    def apply(
+        self,
+        params: Params,
+        qparams: QParams,
+        x: Any,
+        bits: Bits,
+        key: Array | None = None,
+        kernels: Mapping[str, Array] | None = None,
+    ) -> Any:
+        """fn(params, x) with every layer's weight and input fake-quantized. key: for stochastic methods only.
+
+        kernels: by layer name, quantized before (see ``prequantize``) and taken as they are.
+        """
         self._check_rows(bits)
         states: dict[str, Any] = {}
         for i, unit in enumerate(self.units):
             state = {"qparams": qparams[unit.layer.name], "bits": bits[i]}
             if key is not None:
                 state["key"] = jax.random.fold_in(key, i)
+            if kernels is not None and unit.layer.name in kernels:
+                state["kernel"] = kernels[unit.layer.name]
             states |= {use.name: state for use in unit.uses}
         return self.graph(params, x).run(self.handler, params, x, states)[0]
 

@@ -76,9 +76,15 @@ CORRECTIONS = ("kernel", "shift", "divisor", "rotation")
 
 
 def quantized_output(unit: Unit, call: Call) -> Array:
-    """The output of a call with both operands fake-quantized, and with the corrections that its qparams hold."""
+    """The output of a call with both operands fake-quantized, and with the corrections that its qparams hold.
+
+    A ``kernel`` in the call's state has been quantized before.
+    """
     found = call.state["qparams"]
-    weight = fake_quantize(unit, "weight", found.get("kernel", call.weight), call)
+    if "kernel" in call.state:
+        weight = call.state["kernel"].reshape(call.weight.shape)
+    else:
+        weight = fake_quantize(unit, "weight", found.get("kernel", call.weight), call)
     x = corrected_input(unit, found, call.input)
     output = call.contract(weight, fake_quantize(unit, "input", x, call))
     return corrected_output(found, output)

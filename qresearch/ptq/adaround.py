@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from qresearch.graph.contract import contraction_of
+from qresearch.programs import run
 from qresearch.ptq.optimise import Recipe, beta_at, minimise
-from qresearch.ptq.programs import run
 from qresearch.ptq.sequence import Layer, visit_layers
 from qresearch.ptq.soft_rounding import Grid, indecision, is_rounded, rounded, soft, start, weight_grid
 from qresearch.ptq.state import Method, Quantized, with_kernel

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from qresearch.graph.contract import contraction_of
-from qresearch.ptq.programs import compiled, run
+from qresearch.programs import compiled, run
 from qresearch.ptq.sequence import Layer, visit_layers
 from qresearch.ptq.soft_rounding import is_rounded
 from qresearch.ptq.state import Method, Quantized, with_kernel

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from qresearch.graph.contract import contraction_of, output_channels
-from qresearch.ptq.programs import run
+from qresearch.programs import run
 from qresearch.ptq.sequence import Layer, visit_layers
 from qresearch.ptq.state import Method, Quantized
 from qresearch.qmodel import QParams

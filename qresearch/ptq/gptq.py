@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from qresearch.graph.contract import as_matrices
-from qresearch.ptq.programs import run
+from qresearch.programs import run
 from qresearch.ptq.sequence import Layer, visit_layers
 from qresearch.ptq.soft_rounding import Grid, is_rounded, weight_grid
 from qresearch.ptq.state import Method, Quantized, with_kernel

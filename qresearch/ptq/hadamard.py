@@ -13,7 +13,7 @@ import numpy as np
 import scipy.linalg
 from jaxtyping import Array, Float
 
-from qresearch.ptq.programs import run
+from qresearch.programs import run
 from qresearch.ptq.sequence import Layer, visit_layers
 from qresearch.ptq.state import Method, Quantized, recalibrated, with_kernel
 from qresearch.qmodel import QParams

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from qresearch.ptq.programs import compiled
+from qresearch.programs import compiled
 
 
 class Recipe(NamedTuple):

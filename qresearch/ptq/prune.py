@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from qresearch.errors import ConfigError
-from qresearch.ptq.programs import run
+from qresearch.programs import run
 from qresearch.ptq.sequence import Layer, visit_layers
 from qresearch.ptq.soft_rounding import is_rounded
 from qresearch.ptq.state import Method, Quantized, with_kernel

@@ -14,7 +14,7 @@ from qresearch.graph import Call, Handler
 from qresearch.graph.handlers import identity
 from qresearch.graph.layer import is_optional
 from qresearch.graph.segments import Segment, segments
-from qresearch.ptq.programs import compiled, run
+from qresearch.programs import compiled, run
 from qresearch.ptq.state import Quantized
 from qresearch.qmodel import Params, QParams, QuantizedModel
 from qresearch.units import Unit, base_name, corrected_input

@@ -17,7 +17,7 @@ def loss_increase(subject: Subject) -> Sensitivity:
     """
     rows = subject.one_at_a_time()
     model, params, qparams, batches, task, prepare, chunk, on_done = subject
-    losses = evaluate_population(model, params, qparams, rows, batches, task, prepare, chunk, on_done).loss
+    losses = evaluate_population(model, params, qparams, rows, batches, task, prepare, chunk, on_done, True).loss
     if not np.isfinite(losses[-1]).all():
         raise DataError("the float model's loss is not finite on these examples, so nothing can be compared with it")
     return subject.table(losses[:-1].astype(np.float64) - losses[-1], float(losses[-1].mean()))

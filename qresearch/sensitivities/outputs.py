@@ -25,7 +25,7 @@ def outputs_moved(subject: Subject, divergence: Divergence) -> Sensitivity:
     reference = jnp.stack([run(params, x) for x in batches.inputs])
     moved = _as_task(divergence)
     apart = Batches(batches.inputs, reference, batches.examples)
-    found = evaluate_population(model, params, qparams, rows[:-1], apart, moved, prepare, chunk, on_done).loss
+    found = evaluate_population(model, params, qparams, rows[:-1], apart, moved, prepare, chunk, on_done, True).loss
     losses = jax.jit(jax.vmap(task.loss))(reference, batches.targets)
     float_loss = np.asarray(losses, np.float64).reshape(-1)[: batches.examples].mean()
     return subject.table(found.astype(np.float64), float(float_loss))

@@ -23,6 +23,7 @@ from qresearch.evaluation import Batches, make_batches
 from qresearch.models import Variables
 from qresearch.options import check_options
 from qresearch.population import evaluate_population
+from qresearch.prequantized import prequantize
 from qresearch.qmodel import QuantizedModel, quantize_model, sketch_model
 from qresearch.results.atomic import write_json
 from qresearch.rules import Rule
@@ -152,12 +153,14 @@ class Bench:
         self, key: str, variables: Variables, qparams: MenuQParams, table: Sensitivity, chosen: SensitivityConfig
     ) -> Measure:
         """The loss of whole allocations of a table's options, on the examples that the table was measured on."""
+        model = self.model(key, variables)
+        ready = prequantize(model, variables, qparams, self.calibration_inputs)
 
         def measured(allocations: np.ndarray) -> np.ndarray:
             bits = np.stack([allocation_bits(table, row) for row in allocations])
             args = (self._measured_on(chosen), self.setup.task, self.setup.data.prepare)
-            model = self.model(key, variables)
-            return evaluate_population(model, variables, qparams, bits, *args).loss.mean(axis=1, dtype=np.float64)
+            found = evaluate_population(model, variables, ready, bits, *args, share_prefixes=True)
+            return found.loss.mean(axis=1, dtype=np.float64)
 
         return measured
 

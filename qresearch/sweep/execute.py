@@ -17,6 +17,8 @@ from qresearch.config import RunConfig
 from qresearch.errors import BudgetError
 from qresearch.evaluation import Scores, default_chunk, evaluate
 from qresearch.models import Variables
+from qresearch.population import evaluate_population
+from qresearch.prequantized import prequantize
 from qresearch.qmodel import QuantizedModel
 from qresearch.rules import Option
 from qresearch.sweep.bench import Bench
@@ -117,23 +119,21 @@ def _evaluate(
     if not configs:
         return
     with bench.reporter.phase("float and PTQ evaluation", len(configs)) as advance:
-        chunk = default_chunk()
+        chunk = default_chunk() * jax.local_device_count()
+        ready = prequantize(model, float_model.variables, table, bench.calibration_inputs)
         for start in range(0, len(configs), chunk):
             started, part = time.monotonic(), configs[start : start + chunk]
             chosen = np.stack([bits[config] for config in part])
-            own = (select_many(table, chosen), chosen)
-            splits = (bench.test, bench.validation)
-            test, validation = (_scores(bench, model, float_model.variables, own, split) for split in splits)
+            variables, task, prepare = float_model.variables, bench.setup.task, bench.setup.data.prepare
+            test, validation = (
+                evaluate_population(model, variables, ready, chosen, split, task, prepare)
+                for split in (bench.test, bench.validation)
+            )
             seconds = (time.monotonic() - started) / len(part)
             for i, config in enumerate(part):
                 extra = {"best_epoch": float_model.best_epoch} if config.flow == "float" else {}
                 yield Outcome(config, bits[config], seconds, _row(test, i), _row(validation, i), extra)
             advance(start + len(part))
-
-
-def _scores(bench: Bench, model: QuantizedModel, variables: Any, own: Any, batches: Any) -> Scores:
-    setup = bench.setup
-    return evaluate(model.forward, setup.task, setup.data.prepare, variables, own, batches)
 
 
 def _row(scores: Scores, i: int) -> Scores:

@@ -8,7 +8,17 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 Advance = Callable[[int], None]  # called with the number of units done so far
 
@@ -33,6 +43,15 @@ class Silent:
         """Drops the text."""
 
 
+class Rate(ProgressColumn):
+    """Units per second, as of late."""
+
+    def render(self, task: Task) -> Text:
+        """``12.3/s``, empty until it is known."""
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.1f}/s")
+
+
 class Terminal:
     """A bar at a terminal; a line at the beginning and end of each phase where output is not one."""
 
@@ -45,12 +64,14 @@ class Terminal:
         started = time.monotonic()
         if not self.console.is_terminal:
             yield lambda done: None
-            self.line(f"{name}: {total} in {time.monotonic() - started:.1f} s")
+            seconds = time.monotonic() - started
+            self.line(f"{name}: {total} in {seconds:.1f} s ({total / max(seconds, 1e-9):.1f}/s)")
             return
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
+            Rate(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
