@@ -32,6 +32,10 @@ class BudgetError(QResearchError):
     """A budget that no allocation meets."""
 
 
+class TrainingError(QResearchError):
+    """A training that something else needs the outcome of, and that diverged."""
+
+
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """Returns ``"; did you mean 'x'?"`` for the closest known name, or a list of the known names if none is close."""
     names = sorted(known)

@@ -45,17 +45,25 @@ class Recipe:
     augment: str = "none"
 
 
+def no_penalty(qparams: Any, bits: Any, progress: Array) -> Array:
+    """The penalty of a program that has none."""
+    return jnp.float32(0.0)
+
+
 class Program(NamedTuple):
     """What is trained. train(variables, qparams, bits, x, key) -> (outputs, new state); forward: see ``evaluate``, with
-    own = (variables, qparams, bits). learnable(qparams) -> booleans like qparams."""
+    own = (variables, qparams, bits). learnable(qparams) -> booleans like qparams. penalty(qparams, bits, progress) is
+    added to the loss; progress: the share of all steps that are done, from 0."""
 
     train: Callable[..., tuple[Any, dict[str, Any]]]
     forward: Callable[..., Any]
     learnable: Callable[[Any], Any]
+    penalty: Callable[[Any, Any, Array], Array] = no_penalty
 
 
 class Trial(NamedTuple):
-    """One member of a population: its start, its bits [layers, 2], its learning rate and its seed."""
+    """One member of a population: its start, its bits [layers, 2] (or other data that its program takes), its learning
+    rate and its seed."""
 
     variables: dict[str, Any]
     qparams: Any
@@ -223,6 +231,7 @@ def _step_function(
     program: Program, task: Task, prepare: Prepare, recipe: Recipe, transform: Any, steps: int
 ) -> Callable[..., tuple[State, Array]]:
     schedule, augment = _schedule(recipe, steps), AUGMENTATIONS[recipe.augment]
+    total = max(recipe.epochs * steps, 1)
 
     def step(state: State, setting: Any, inputs: Array, targets: Array, indices: Array) -> tuple[State, Array]:
         bits, learning_rate, key = setting
@@ -234,7 +243,7 @@ def _step_function(
         def loss_of(trainable: tuple[Any, Any]) -> tuple[Array, dict[str, Any]]:
             variables, qparams = _merge(state, trainable)
             outputs, new = program.train(variables, qparams, bits, x, jax.random.fold_in(key, state.step))
-            return jnp.mean(task.loss(outputs, y)), new
+            return jnp.mean(task.loss(outputs, y)) + program.penalty(qparams, bits, state.step / total), new
 
         trainable = _trainable(state.variables, state.qparams, learnable)
         (loss, new), gradient = jax.value_and_grad(loss_of, has_aux=True)(trainable)
