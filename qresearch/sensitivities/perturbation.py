@@ -27,9 +27,12 @@ class Deltas(NamedTuple):
 
 
 class Perturbation(NamedTuple):
-    """``loss(deltas, params, x, y) -> (losses [example], {use: recorded operands})``; zeros: deltas for such an x."""
+    """``loss(deltas, params, x, y) -> (losses [example], {use: recorded operands})``; outputs: the same without the
+    loss; zeros: deltas for such an x.
+    """
 
     loss: Callable[[Deltas, Any, Array, Array], tuple[Float[Array, "example"], dict[str, Any]]]
+    outputs: Callable[[Deltas, Any, Array], tuple[Array, dict[str, Any]]]
     zeros: Callable[[Any, Array], Deltas]
 
 
@@ -44,15 +47,18 @@ def perturbation(subject: Subject) -> Perturbation:
         x = call.input + call.state["input"].astype(call.input.dtype)
         return call.contract(weight, x), {"weight": call.weight, "input": call.input}
 
-    def loss(deltas: Deltas, params: Any, x: Array, y: Array) -> tuple[Array, dict[str, Any]]:
+    def outputs(deltas: Deltas, params: Any, x: Array) -> tuple[Array, dict[str, Any]]:
         inputs = prepare(x)
         states = {
             use.name: {"weight": deltas.weight[unit.layer.name], "input": deltas.input[use.name]}
             for unit in model.units
             for use in unit.uses
         }
-        outputs, recorded = model.graph(params, inputs).run(handler, params, inputs, states)
-        return task.loss(outputs, y), recorded
+        return model.graph(params, inputs).run(handler, params, inputs, states)
+
+    def loss(deltas: Deltas, params: Any, x: Array, y: Array) -> tuple[Array, dict[str, Any]]:
+        found, recorded = outputs(deltas, params, x)
+        return task.loss(found, y), recorded
 
     def zeros(params: Any, x: Array) -> Deltas:
         def shapes(params: Any, x: Array) -> Any:
@@ -69,7 +75,7 @@ def perturbation(subject: Subject) -> Perturbation:
         weights = {unit.layer.name: zero(unit.uses[0].name, "weight") for unit in model.units}
         return Deltas(weights, {name: zero(name, "input") for name in uses})
 
-    return Perturbation(loss, zeros)
+    return Perturbation(loss, outputs, zeros)
 
 
 def rebatched(subject: Subject, size: int) -> Iterator[tuple[Array, Array]]:
@@ -112,6 +118,30 @@ def quantization_errors(
                 )
         found[unit.layer.name] = own
     return found
+
+
+def squared_errors(subject: Subject, part: Perturbation) -> Callable[..., tuple[dict[str, Array], Array]]:
+    """(params, qparams, x, y) -> ({operand: ‖Q(v) - v‖² [layer, width]}, mean loss); of inputs, the mean over examples.
+
+    qparams: as in ``quantization_errors``.
+    """
+
+    @jax.jit
+    def step(params: Any, qparams: Any, x: Array, y: Array) -> tuple[dict[str, Array], Array]:
+        losses, recorded = part.loss(part.zeros(params, x), params, x, y)
+        errors = quantization_errors(subject, recorded, qparams)
+
+        def table(operand: str, examples: int) -> Array:
+            layers = [errors[unit.layer.name][operand] for unit in subject.model.units]
+            return jnp.stack([jnp.stack([_total_square(uses) for uses in widths]) for widths in layers]) / examples
+
+        return {"weight": table("weight", 1), "input": table("input", len(x))}, jnp.mean(losses)
+
+    return step
+
+
+def _total_square(arrays: Sequence[Array]) -> Array:
+    return sum((jnp.sum(jnp.square(array.astype(jnp.float32))) for array in arrays), jnp.float32(0))
 
 
 def table_of_operands(

@@ -8,7 +8,7 @@ from small_sweep import compilations
 from trained import MENU, PINNED, random_allocations, uniform
 
 from qresearch.allocation import ALLOCATORS
-from qresearch.cost import COSTS, allocation_cost
+from qresearch.cost import COSTS
 from qresearch.errors import DataError
 from qresearch.evaluation import make_batches
 from qresearch.population import evaluate_population
@@ -112,9 +112,11 @@ def test_problem_by_hand(trained_digits, table):
     # The MLP on 8x8 images: 64 x 128, 128 x 64 and 64 x 10; a dense layer has as many macs as weights.
     elements = np.array([8192, 8192, 640])
     weight, input = np.array(OPTIONS).T
-    np.testing.assert_array_equal(problem.costs[0], elements[:, None] * weight)
-    np.testing.assert_array_equal(problem.costs[1], elements[:, None] * weight * input)
-    np.testing.assert_array_equal(problem.costs[2], problem.costs[0])
+    allowed = np.isfinite(table.loss)  # what a layer may not take has no price
+    np.testing.assert_array_equal(problem.costs[0], elements[:, None] * weight * allowed)
+    np.testing.assert_array_equal(problem.costs[1], elements[:, None] * weight * input * allowed)
+    # A scale of 32 bits for the weights and one for the input.
+    np.testing.assert_array_equal(problem.costs[2], problem.costs[0] + 64 * allowed)
     assert problem.costs.dtype.kind == "i"
     assert problem.layer_names == ("linear1/kernel", "linear2/kernel", "linear3/kernel")
     assert problem.option_names[0] == "W2A2"
@@ -125,11 +127,9 @@ def test_problem_by_hand(trained_digits, table):
 @pytest.mark.parametrize("option", OPTIONS)
 def test_a_budget_that_equals_a_uniform_allocation_admits_it(trained_digits, table, cost, option):
     model = trained_digits.quantized
-    elements, macs = [layer.size for layer in model.layers], [layer.macs for layer in model.layers]
-    bits = uniform(*option)
-    price = float(allocation_cost(cost, elements, macs, bits))
+    price = float(COSTS[cost].of(model.counts, uniform(*option)))
     limit = budget_of(model, cost, price)
-    used = sum(COSTS[cost].table(elements, macs, [option])[:, 0])
+    used = sum(COSTS[cost].table(model.counts, [option])[:, 0])
     assert used <= limit < used + 1
 
 

@@ -13,7 +13,7 @@ from scipy.stats import spearmanr
 from small_sweep import compilations
 from trained import MENU, PINNED
 
-from qresearch.errors import ConfigError
+from qresearch.errors import ConfigError, DataError
 from qresearch.evaluation import make_batches
 from qresearch.sensitivities import SENSITIVITIES, make_problem, sensitivity
 
@@ -54,7 +54,7 @@ def test_the_table_has_what_menus_allow(measure, name):
 
 @every_method
 def test_standard_errors_shrink_with_examples(measure, name):
-    if name == "hawq_v1":  # one batch: its error is not known, and says so
+    if name in ("hawq_v1", "limpq"):  # one batch, one training: their errors are not known, and they say so
         assert np.isnan(measure(name).standard_error).all()
         return
     few, many = measure(name, 128).standard_error, measure(name, 512).standard_error
@@ -84,17 +84,26 @@ def test_it_is_deterministic_and_makes_a_problem(measure, trained_digits, name):
     assert make_problem(trained_digits.quantized, one).loss.shape == (3, len(OPTIONS))
 
 
-@pytest.mark.parametrize("name", ["fisher", "hawq_v1", "hawq_v2"])
-def test_all_layers_options_and_batches_are_one_program(trained_digits, name):
-    t = trained_digits
-    counts = []
+# The programs of each: fisher all in one; hawq_v1 one for errors, and one for kernels and inputs each; hawq_v2 one for
+# errors and one for traces; limpq one to train, and the evaluation of the float model.
+PROGRAMS = {
+    "fisher": ({}, 1),
+    "hawq_v1": ({}, 3),
+    "hawq_v2": ({}, 2),
+    "hawq_v2 hessian": ({"curvature": "hessian"}, 3),
+    "limpq": ({}, 2),
+}
+
+
+@pytest.mark.parametrize("case", PROGRAMS)
+def test_all_layers_options_and_batches_are_one_program(trained_digits, case):
+    t, (options, programs) = trained_digits, PROGRAMS[case]
     for examples in (64, 256):
         batches = make_batches(t.data.validation, 64, examples)
         with compilations() as compiled:
             args = (t.quantized, t.variables, t.qparams, batches, t.task, t.data.prepare)
-            sensitivity(*args, chunk=1, method=name)
-        counts.append(compiled.count("jit(step)"))
-    assert counts[0] == counts[1] <= 2
+            sensitivity(*args, chunk=1, method=case.split()[0], **options)
+        assert 1 <= compiled.count("jit(step)") <= programs
 
 
 def test_progress_ends_where_it_should(trained_digits):
@@ -115,6 +124,17 @@ def test_unknown_methods_and_options_are_refused_with_the_nearest_name(trained_d
         sensitivity(*args, method="fishr")
     with pytest.raises(ConfigError, match=r"sensitivity: method 'hawq_v2' has no option 'probe'.*'probes'"):
         sensitivity(*args, method="hawq_v2", probe=3)
+    with pytest.raises(ConfigError, match=r"sensitivity: unknown curvature 'hesian'.*'hessian'"):
+        sensitivity(*args, method="hawq_v2", curvature="hesian")
+
+
+@pytest.mark.parametrize("name", ["loss_increase", "limpq"])
+def test_a_float_model_without_a_finite_loss_is_refused(trained_digits, name):
+    t = trained_digits
+    broken = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), t.variables)
+    args = (t.quantized, broken, t.qparams, make_batches(t.data.validation, 64, 64), t.task, t.data.prepare)
+    with pytest.raises(DataError, match="the float model's loss is not finite"):
+        sensitivity(*args, chunk=1, method=name)
 
 
 @every_method

@@ -1,0 +1,46 @@
+"""HAWQ-V2's traces on a trained network: how well they are known, and what the two curvatures share."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from digits_network import cnn_arguments
+
+from qresearch.sensitivities import sensitivity
+from qresearch.sensitivities.hawq_v2 import CURVATURES
+
+
+@pytest.fixture(scope="module")
+def digits_cnn():
+    return cnn_arguments()
+
+
+@pytest.fixture(scope="module")
+def tables(digits_cnn):
+    return {name: sensitivity(*digits_cnn, method="hawq_v2", curvature=name) for name in CURVATURES}
+
+
+@pytest.mark.parametrize("curvature", CURVATURES)
+def test_the_standard_error_is_below_the_trace(tables, curvature):
+    """Signs in all kernels and inputs at once left errors as large as the traces."""
+    table = tables[curvature]
+    assert np.mean(table.standard_error < 0.6 * table.loss) > 0.8
+
+
+def test_gauss_newton_is_never_negative(tables):
+    assert np.all(tables["gauss_newton"].loss > 0)
+
+
+def test_a_relu_network_has_one_curvature_within_the_standard_errors(tables):
+    """One layer's kernel or input alone: between kinks the outputs are linear in it."""
+    one, other = (tables[name] for name in CURVATURES)
+    apart = np.abs(one.loss - other.loss) / np.hypot(one.standard_error, other.standard_error)
+    assert np.mean(apart < 2) > 0.8
+    assert np.max(apart) < 4
+
+
+def test_another_seed_is_another_sample_of_the_same(digits_cnn, tables):
+    one, other = tables["gauss_newton"], sensitivity(*digits_cnn, method="hawq_v2", seed=1)
+    assert np.all(one.loss != other.loss)
+    # Both have the same examples: only their signs differ, which is less than what the standard errors hold.
+    assert np.all(np.abs(one.loss - other.loss) < 3 * one.standard_error)
