@@ -7,11 +7,13 @@ ratio compares a framework with itself. Brevitas has learned scales; Qwix has no
 from __future__ import annotations
 
 import importlib.util
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
+import torch_models
 
 Step = Callable[[], Any]
 Steps = Callable[[], tuple[Step, Step]]  # (float, quantized)
@@ -67,71 +69,5 @@ def _brevitas(case: str, x: np.ndarray) -> tuple[Step, Step]:
         return run
 
     torch.manual_seed(0)
-    build = _torch_dense if case == "dense" else _torch_resnet20
-    return step(build(False)), step(build(True))
-
-
-def _layers(quantized: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Constructors (convolution, linear) without a bias; quantized ones quantize their input first."""
-    from torch import nn
-
-    if not quantized:
-        return (
-            lambda i, o, stride: nn.Conv2d(i, o, 3, stride, 1, bias=False),
-            lambda i, o: nn.Linear(i, o, bias=False),
-        )
-    from brevitas import nn as qnn
-    from brevitas.inject.enum import ScalingImplType
-    from brevitas.quant import Int8ActPerTensorFloat, Int8WeightPerChannelFloat
-
-    weight = {
-        "weight_quant": Int8WeightPerChannelFloat,
-        "weight_bit_width": 4,
-        "weight_scaling_impl_type": ScalingImplType.PARAMETER_FROM_STATS,
-        "bias": False,
-    }
-    act = {"act_quant": Int8ActPerTensorFloat, "bit_width": 4, "collect_stats_steps": 1}
-    return (
-        lambda i, o, stride: nn.Sequential(
-            qnn.QuantIdentity(**act), qnn.QuantConv2d(i, o, 3, stride=stride, padding=1, **weight)
-        ),
-        lambda i, o: nn.Sequential(qnn.QuantIdentity(**act), qnn.QuantLinear(i, o, **weight)),
-    )
-
-
-def _torch_dense(quantized: bool) -> Any:
-    return _layers(quantized)[1](1024, 1024)
-
-
-def _torch_resnet20(quantized: bool) -> Any:
-    import torch
-    from torch import nn
-
-    convolution, linear = _layers(quantized)
-
-    class Block(nn.Module):
-        def __init__(self, i: int, o: int, stride: int) -> None:
-            super().__init__()
-            self.first, self.second = convolution(i, o, stride), convolution(o, o, 1)
-            self.norms = nn.ModuleList([nn.BatchNorm2d(o), nn.BatchNorm2d(o)])
-            self.stride, self.added = stride, o - i
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            y = self.norms[1](self.second(torch.relu(self.norms[0](self.first(x)))))
-            half = self.added // 2
-            skip = (
-                x if self.stride == 1 else nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, half, self.added - half))
-            )
-            return torch.relu(y + skip)
-
-    blocks = [Block(16, 16, 1) for _ in range(3)]
-    blocks += [
-        Block(16, 32, 2),
-        Block(32, 32, 1),
-        Block(32, 32, 1),
-        Block(32, 64, 2),
-        Block(64, 64, 1),
-        Block(64, 64, 1),
-    ]
-    stem = [convolution(3, 16, 1), nn.BatchNorm2d(16), nn.ReLU()]
-    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear(64, 10))
+    build = {"dense": torch_models.dense, "resnet20": torch_models.resnet20}[case]
+    return step(build(None)), step(build(itertools.repeat((4, 4))))

@@ -11,31 +11,51 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qresearch.allocation import ALLOCATORS, Problem
     from qresearch.calibration import MenuQParams, calibrate, select
-    from qresearch.cost import COSTS, allocation_cost, relative_bops
+    from qresearch.cost import COSTS, layer_counts
+    from qresearch.cost_table import read_cost_table
     from qresearch.evaluation import Batches, evaluate, make_batches
     from qresearch.graph import Layer, find_layers
     from qresearch.pareto import hypervolume, pareto_front
     from qresearch.population import evaluate_population
+    from qresearch.prequantized import prequantize
     from qresearch.ptq import PTQ, Quantized, make_method
     from qresearch.qmodel import QuantizedModel, quantize_model
     from qresearch.quantizers import QUANTIZERS, Quantizer, QuantSpec
+    from qresearch.roofline import roofline
     from qresearch.rules import Rule, SiteRule
-    from qresearch.sensitivities import Sensitivity, allocation_bits, budget_of, make_problem, sensitivity
+    from qresearch.sensitivities import (
+        Sensitivity,
+        allocation_bits,
+        budget_of,
+        make_problem,
+        sensitivity,
+        tied_layers,
+    )
     from qresearch.training import Program, Recipe, Trial, make_trainer
 
 _HOME = {
     "allocation": ("ALLOCATORS", "Problem"),
     "calibration": ("MenuQParams", "calibrate", "select"),
-    "cost": ("COSTS", "allocation_cost", "relative_bops"),
+    "cost": ("COSTS", "layer_counts"),
+    "cost_table": ("read_cost_table",),
     "evaluation": ("Batches", "evaluate", "make_batches"),
     "graph": ("Layer", "find_layers"),
     "pareto": ("hypervolume", "pareto_front"),
     "population": ("evaluate_population",),
+    "prequantized": ("prequantize",),
     "ptq": ("PTQ", "Quantized", "make_method"),
     "qmodel": ("QuantizedModel", "quantize_model"),
     "quantizers": ("QUANTIZERS", "QuantSpec", "Quantizer"),
+    "roofline": ("roofline",),
     "rules": ("Rule", "SiteRule"),
-    "sensitivities": ("Sensitivity", "allocation_bits", "budget_of", "make_problem", "sensitivity"),
+    "sensitivities": (
+        "Sensitivity",
+        "allocation_bits",
+        "budget_of",
+        "make_problem",
+        "sensitivity",
+        "tied_layers",
+    ),
     "training": ("Program", "Recipe", "Trial", "make_trainer"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
@@ -60,22 +80,25 @@ __all__ = [
     "SiteRule",
     "Trial",
     "allocation_bits",
-    "allocation_cost",
     "budget_of",
     "calibrate",
     "evaluate",
     "evaluate_population",
     "find_layers",
     "hypervolume",
+    "layer_counts",
     "make_batches",
     "make_method",
     "make_problem",
     "make_trainer",
     "pareto_front",
+    "prequantize",
     "quantize_model",
-    "relative_bops",
+    "read_cost_table",
+    "roofline",
     "select",
     "sensitivity",
+    "tied_layers",
 ]
 
 

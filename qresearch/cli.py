@@ -74,10 +74,12 @@ def _parser() -> argparse.ArgumentParser:
 
     configured("sweep", _sweep, "run every trial of a config that has no result yet, and report the front")
     configured("run", _run, "run a config that describes one trial")
-    search = configured("search", _search, "let allocators choose the bits for budgets, and report the front (PTQ)")
-    search.add_argument("--budgets", required=True, help="comma-separated, in the unit of --cost")
-    search.add_argument("--allocators", default="exact", help="comma-separated (default: exact)")
-    search.add_argument("--cost", default="average_bits", help="average_bits, size (kB) or bops (millions)")
+    search = configured("search", _search, "let allocators and searches choose the bits, and compare their fronts")
+    search.add_argument(
+        "--budgets", help="comma-separated, in the unit of --cost, with PTQ (default: as in the config)"
+    )
+    search.add_argument("--allocators", help="comma-separated, with --budgets (default: exact)")
+    search.add_argument("--cost", help="with --budgets, see 'qresearch list costs' (default: average_bits)")
     benchmark = command(
         "benchmark", _benchmark, "the score, size and bops of INT8, INT4 and mixed, against an acceptable drop"
     )
@@ -127,14 +129,22 @@ def _run(options: argparse.Namespace) -> int:
 def _search(options: argparse.Namespace) -> int:
     from qresearch.config import expand, load
 
+    trials = expand(load(options.config, options.set))
+    if options.budgets is None:
+        if not any(config.allocation.budget is not None for config in trials):
+            raise ConfigError(
+                f"{options.config}: no trial has a budget to search for; set 'allocation.budget' or --budgets"
+            )
+        return _execute(load(options.config, options.set), options)
     try:
         budgets = [float(budget) for budget in options.budgets.split(",")]
     except ValueError:
         raise ConfigError(f"--budgets: expected numbers such as 2.5,3,4, got {options.budgets!r}") from None
-    first = expand(load(options.config, options.set))[0]
-    seeds = sorted({config.seed for config in expand(load(options.config, options.set))})
-    grid = {"seed": seeds, "allocation.allocator": options.allocators.split(","), "allocation.budget": budgets}
-    fixed = ["flow=ptq", "allocation.bits=null", f"allocation.cost={options.cost}", f"name={first.name[:57]}-search"]
+    first, seeds = trials[0], sorted({config.seed for config in trials})
+    cost, allocators = options.cost or "average_bits", (options.allocators or "exact").split(",")
+    grid = {"seed": seeds, "allocation.allocator": allocators, "allocation.budget": budgets}
+    fixed = ["flow=ptq", "allocation.bits=null", f"allocation.cost={cost}", f"name={first.name[:57]}-search"]
+    fixed.append(f"report.cost={cost}")
     return _execute(load(options.config, [*options.set, f"sweep={json.dumps({'grid': grid})}", *fixed]), options)
 
 

@@ -89,6 +89,7 @@ def evaluate_prefixes(
     count, head, first = len(tree.order), _head(task), _prepared(prepare)
     shared, programs = [_shared(part, params, table) for part in tree.parts], dict[int, Any]()
     rows: list[list[np.ndarray]] = []
+    told = 0
     for done, (inputs, targets) in enumerate(zip(batches.inputs, batches.targets)):
         values, results = [first(inputs)], list[tuple[Array, Array]]()
         for member, start in enumerate(tree.start):
@@ -101,8 +102,9 @@ def evaluate_prefixes(
                 values.append(programs[i](*arguments))
             results.append(head(values[-1], targets))
             wait(results)
-            if on_done is not None:
-                on_done((done * count + member + 1) // len(batches.targets))
+            now = (done * count + member + 1) // len(batches.targets)
+            if on_done is not None and now > told:
+                on_done(told := now)
         rows.append([np.stack([np.asarray(result[i]) for result in results]) for i in (0, 1)])
     back = np.argsort(tree.order)
     return Scores(*(np.concatenate([row[i] for row in rows], axis=1)[back, : batches.examples] for i in (0, 1)))

@@ -12,13 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from qresearch.cost import LayerCounts
 from qresearch.errors import GraphError
 from qresearch.graph import Call, Graph, Handler, Layer, Unassigned, trace
 from qresearch.graph.handlers import record
 from qresearch.graph.trace import Function, refuse
 from qresearch.quantizers import Quantizer
 from qresearch.rules import Option, Rule, assign_rules, stays_float
-from qresearch.units import CORRECTIONS, Unit, base_name, build_units, calibrate_unit, quantized_output
+from qresearch.units import CORRECTIONS, Unit, base_name, build_units, calibrate_unit, quantized_output, unit_counts
 
 Params = Any
 # layer name -> {"weight", "input"} -> the method's qparams, None where float; and what PTQ found (``CORRECTIONS``)
@@ -49,6 +50,11 @@ class QuantizedModel:
     def menus(self) -> tuple[tuple[Option, ...], ...]:
         """The options that the rules allow each layer; a layer with a single one is pinned."""
         return tuple(unit.rule.options() for unit in self.units)
+
+    @functools.cached_property
+    def counts(self) -> LayerCounts:
+        """What the costs of allocations are computed from, in the order of ``layers``."""
+        return unit_counts(self.units)
 
     def init(self, params: Params, x: Any, bits: Bits) -> QParams:
         """Calibrates every site on the float model's tensors for the batch x, at its width.

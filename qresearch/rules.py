@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -83,6 +84,17 @@ class SiteRule:
         """The bits of a stored value where the method has its own width (binary, ternary, float formats), else None."""
         spec = QuantSpec(symmetric=self.symmetric, narrow=self.narrow, mask=self.mask, rounding=self.rounding)
         return self._method(spec).width
+
+    def stored(self, contraction: Contraction, operand: str) -> tuple[int, int]:
+        """How many (scales, zero-points) are stored for an operand; none where every tensor brings its own."""
+        if self.granularity == "per_token":
+            return 0, 0
+        granularity = self._granularity(contraction, operand)
+        shape = contraction.weight_shape if operand == "weight" else contraction.input_shape
+        scales = math.prod(shape[axis] for axis in granularity.keep)
+        if granularity.group is not None:
+            scales = math.prod(shape) // granularity.group[1]
+        return scales, 0 if self.symmetric else scales
 
     def _method(self, spec: QuantSpec) -> Quantizer:
         """The quantizer for a specification, with the range of this rule."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
+from qresearch.cost import LayerCounts, layer_counts
 from qresearch.errors import GraphError
 from qresearch.graph import Call, Layer
 from qresearch.quantizers import Quantizer
@@ -46,6 +49,23 @@ def build_units(
     units = tuple(_unit(group, rules[group[0].name], of(group)) for group in uses.values())
     _check_iterations(layers, rules)
     return units
+
+
+def unit_counts(units: Sequence[Unit]) -> LayerCounts:
+    """What the costs of the units are computed from: see ``LayerCounts``."""
+    rows = []
+    for unit in units:
+        contraction, layer = unit.layer.contraction, unit.layer
+        # macs of a contraction are those of the whole batch that was traced, those of a layer are per example.
+        share = layer.macs / contraction.macs if contraction.macs else 0.0
+        stored = [
+            (0, 0) if site is None else site.stored(contraction, operand)
+            for operand, site in (("weight", unit.rule.weight), ("input", unit.rule.input))
+        ]
+        inputs = round(math.prod(contraction.input_shape) * share)
+        rows.append((layer.size, layer.macs, inputs, *stored[0], *stored[1]))
+    columns = np.array(rows, np.int64).reshape(len(rows), len(LayerCounts._fields) - 1).T
+    return layer_counts(**dict(zip(LayerCounts._fields[1:], columns)), names=[unit.layer.name for unit in units])
 
 
 def calibrate_unit(unit: Unit, recorded: Mapping[str, Any], bits: Float[Array, "2"]) -> dict[str, Any]:

@@ -68,7 +68,8 @@ def outcome_of(record: dict[str, Any]) -> dict[str, Any]:
     """What a trial found: all of a record but when and where it ran, and where it was stored."""
     left_out = ("seconds", "created", "environment", "config", "sha256")
     found = {name: value for name, value in record.items() if name not in left_out}
-    search = {name: value for name, value in record["metrics"].get("search", {}).items() if name != "seconds"}
+    taken = record["metrics"].get("search", {})
+    search = {name: value for name, value in taken.items() if not name.endswith("seconds")}
     return found | {"metrics": record["metrics"] | {"search": search}}
 
 

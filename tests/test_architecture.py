@@ -19,7 +19,7 @@ MAX_LINES = 300
 
 # Imports point downwards: a part may import its own layer and the layers below it.
 LAYERS = {
-    1: ("numerics", "cost", "pareto", "options", "errors", "compat"),
+    1: ("numerics", "cost", "roofline", "cost_table", "pareto", "options", "errors", "compat"),
     2: ("quantizers", "allocation"),
     3: ("graph", "models", "data", "tasks"),
     4: (
@@ -47,6 +47,8 @@ ONLY = {
     "compat": ({"errors"}, "it isolates what JAX changes, nothing else"),
     "numerics": ({"errors"}, "numerics are pure arrays"),
     "cost": ({"errors"}, "a cost is a formula over shapes and widths"),
+    "roofline": ({"cost", "errors"}, "a cost is a formula over shapes and widths"),
+    "cost_table": ({"cost", "errors"}, "a cost is a table over layers and widths"),
     "pareto": ({"errors"}, "a front is a set of numbers"),
     "quantizers": ({"numerics", "errors"}, "a quantizer sees one tensor: no model, no cost, no allocation"),
     "allocation": ({"cost", "options", "pareto", "errors"}, "an allocator sees a table: no model, no quantizer"),

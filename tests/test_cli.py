@@ -55,9 +55,7 @@ def test_help_of_every_command(capsys, command):
         assert status in text
 
 
-@pytest.mark.parametrize(
-    "arguments", [[], ["sweeep"], ["sweep"], ["search", "x.yaml"], ["check", "a", "b"], ["runs", "--nope"]]
-)
+@pytest.mark.parametrize("arguments", [[], ["sweeep"], ["sweep"], ["search"], ["check", "a", "b"], ["runs", "--nope"]])
 def test_wrong_usage_is_exit_2(capsys, arguments):
     with pytest.raises(SystemExit) as stop:
         main(arguments)
@@ -197,8 +195,9 @@ def test_a_sweep_prints_its_folder_first_and_its_files_last(finished_sweep, tmp_
     assert main(["sweep", str(write_small(tmp_path)), *settings(f"output={output}")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"folder  {folder}"
-    files = [folder / name for name in ("front.csv", "allocations.csv", "front.png", "report.html")]
-    assert lines[-4:] == [str(path) for path in files]
+    names = ("front.csv", "allocations.csv", "front.png", "report.html", "searches.csv", "searches.png")
+    files = [folder / name for name in names]
+    assert lines[-6:] == [str(path) for path in files]
     assert all(path.stat().st_size for path in files)
     table = "\n".join(lines)
     assert "front (*: on it by validation score; scores: test)" in table
@@ -255,12 +254,12 @@ def test_show_names_damaged_files(finished_sweep, tmp_path, capsys):
 def test_report_writes_the_files_again(finished_sweep, tmp_path, capsys):
     output = shutil.copytree(finished_sweep, tmp_path / "out")
     (folder,) = output.iterdir()
-    names = ("front.csv", "allocations.csv", "front.png", "report.html")
+    names = ("front.csv", "allocations.csv", "front.png", "report.html", "searches.csv", "searches.png")
     before = {name: (folder / name).read_bytes() for name in names}
     for name in names:
         (folder / name).unlink()
     assert main(["report", "small", "--output", str(output)]) == 0
-    assert capsys.readouterr().out.splitlines()[-4:] == [str(folder / name) for name in names]
+    assert capsys.readouterr().out.splitlines()[-6:] == [str(folder / name) for name in names]
     assert {name: (folder / name).read_bytes() for name in names[:3]} == {name: before[name] for name in names[:3]}
 
 

@@ -40,14 +40,32 @@ def _no_dots(name: str) -> str:
 
 
 def _pairs(options: Any) -> Any:
-    listed = options.items() if isinstance(options, Mapping) else options
-    return tuple(sorted(tuple(pair) for pair in listed)) if isinstance(options, Mapping | list | tuple) else options
+    listed = list(options.items()) if isinstance(options, Mapping) else options
+    pairs = isinstance(listed, list | tuple) and all(isinstance(pair, list | tuple) for pair in listed)
+    return tuple(sorted(tuple(pair) for pair in listed)) if pairs else options
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
 
 
 def _menu(menu: tuple[Any, ...]) -> tuple[Any, ...]:
     if menu and len(set(menu)) == len(menu):
         return menu
     raise PydanticCustomError("expected", "{words}", {"words": "a list of one or more different pairs"})
+
+
+def _pairs_of(menu: Any) -> Any:
+    """``weight`` and ``input`` widths as all their pairs, ``both`` as pairs of equal ones; a list of pairs as it is."""
+    if not isinstance(menu, Mapping):
+        return menu
+    if set(menu) == {"both"} and isinstance(menu["both"], list | tuple):
+        return [[width, width] for width in menu["both"]]
+    sides = [menu.get("weight"), menu.get("input")]
+    if set(menu) == {"weight", "input"} and all(isinstance(side, list | tuple) for side in sides):
+        return [[weight, input] for weight in menu["weight"] for input in menu["input"]]
+    words = "a list of pairs [weight_bits, input_bits], or lists of bits under 'weight' and 'input', or under 'both'"
+    raise PydanticCustomError("expected", "{words}", {"words": words})
 
 
 # YAML has lists; a frozen config has tuples.
@@ -79,7 +97,19 @@ Bits = Annotated[int, Field(ge=0, le=32)]
 Option = Annotated[
     tuple[Bits, Bits], AS_TUPLE, expect("a pair [weight_bits, input_bits] of whole numbers from 0 to 32")
 ]
-Menu = Annotated[tuple[Option, ...], AfterValidator(_menu), AS_TUPLE]
+Menu = Annotated[tuple[Option, ...], AfterValidator(_menu), AS_TUPLE, BeforeValidator(_pairs_of)]
+# Patterns of the layers that share an option; a single one may stand for itself.
+Tied = Annotated[
+    tuple[Annotated[tuple[Text, ...], AS_TUPLE, BeforeValidator(_as_list)], ...],
+    AS_TUPLE,
+    expect("a list of patterns, or of lists of patterns"),
+]
+# Budgets by cost, a mapping in YAML; sorted pairs, because a config is hashed.
+Limits = Annotated[
+    tuple[tuple[Name, Positive], ...],
+    BeforeValidator(lambda value: _pairs(value)),
+    expect("a mapping from costs to numbers > 0"),
+]
 # The method's own options, a mapping in YAML; sorted pairs, because a config is hashed.
 Options = Annotated[
     tuple[tuple[str, bool | int | float | str], ...],

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from qresearch.config.explain import Explanation, explain
-from qresearch.config.names import KnownNames, require_keys, unknown_names
+from qresearch.config.names import KnownNames, require_keys, unknown_names, with_own_costs
 from qresearch.config.problems import COMMAND_LINE, MAX_SHOWN, KeyPath, Problem, config_error, shown
 from qresearch.config.schema import AllocationConfig, RunConfig, TrainConfig
 from qresearch.config.sweep_grid import Point, Setting, put, split_key, sweep_axes
@@ -88,7 +88,7 @@ def _run(sweep: SweepConfig, settings: Point, known: KnownNames | None) -> tuple
     values: Any = {key: value for key, value in sweep.document.values.items() if key != "sweep"}
     for setting in settings:
         values = put(values, setting.path, setting.value)
-    names = list(unknown_names(values, known or {}))
+    names = list(unknown_names(values, with_own_costs(values, known or {})))
     try:
         return _without_unused(RunConfig.model_validate(values)), names
     except ValidationError as error:

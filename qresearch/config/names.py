@@ -23,7 +23,8 @@ def check_names(configs: Iterable[RunConfig], known: KnownNames) -> None:
     require_keys(known)
     lines: dict[str, None] = {}
     for config in configs:
-        for path, message, _ in unknown_names(resolved(config), known):
+        values = resolved(config)
+        for path, message, _ in unknown_names(values, with_own_costs(values, known)):
             lines[str(config_error(config.name, [Problem(None, path, message)]))] = None
     if lines:
         raise ConfigError("\n".join(lines))
@@ -35,6 +36,14 @@ def require_keys(known: KnownNames) -> None:
         *section, name = key.split(".")
         if name not in known_keys(RunConfig, tuple(section)):
             raise ValueError(f"no config has a key {key!r}")
+
+
+def with_own_costs(values: Any, known: KnownNames) -> KnownNames:
+    """The known names, where a cost may also be one that the config itself defines under ``costs``."""
+    own = values.get("costs") if isinstance(values, Mapping) else None
+    names = [entry["name"] for entry in own or () if isinstance(entry, Mapping) and isinstance(entry.get("name"), str)]
+    keys = ("allocation.cost", "report.cost")
+    return {**known, **{key: [*known[key], *names] for key in keys if key in known}}
 
 
 def unknown_names(values: Any, known: KnownNames, path: KeyPath = ()) -> Iterator[Explanation]:
@@ -52,5 +61,7 @@ def unknown_names(values: Any, known: KnownNames, path: KeyPath = ()) -> Iterato
 def _outside_lists(path: KeyPath) -> KeyPath:
     if path[:2] == ("quantize", "rules"):
         return ("quantize", *path[3:])
+    if path[:1] == ("costs",):
+        return ("costs", *path[2:])
     # A method may be its name alone.
     return ("ptq", *(path[2:] or ("name",))) if path[:1] == ("ptq",) and len(path) > 1 else path

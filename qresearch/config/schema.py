@@ -27,6 +27,7 @@ from qresearch.config.fields import (
     Flow,
     Fraction,
     Granularity,
+    Limits,
     Menu,
     Name,
     NonNegative,
@@ -36,6 +37,7 @@ from qresearch.config.fields import (
     RunName,
     Seed,
     Text,
+    Tied,
     Whole,
     combination,
     expect,
@@ -63,9 +65,10 @@ class ModelConfig(Section):
 
 
 class TrainConfig(Section):
-    """One training phase: float training or QAT."""
+    """One training phase: float training, QAT or a search that trains. ``examples`` None: on all training examples."""
 
     epochs: Whole = 20
+    examples: Count | None = None
     batch_size: Count = 64
     learning_rate: Positive = 3e-3
     optimizer: Literal["adam", "sgd", "adamw"] = "adam"
@@ -141,11 +144,14 @@ class KeepConfig(Section):
 
 
 class QuantizeConfig(Section):
-    """How layers are quantized, and the bits that they may have."""
+    """How layers are quantized, and the bits that they may have. ``tied``: patterns of layers that share an option; in
+    one, ``{}`` stands for a part of a name that tells groups apart (``block{}/attention/*``).
+    """
 
     weight: WeightSiteConfig = WeightSiteConfig()
     input: SiteConfig = SiteConfig()
     menu: Menu = ((2, 2), (3, 3), (4, 4), (6, 6), (8, 8))
+    tied: Tied = ()
     rules: Annotated[tuple[RuleConfig, ...], AS_TUPLE] = ()
     keep: KeepConfig = KeepConfig()
 
@@ -201,7 +207,8 @@ class SensitivityConfig(Section):
 class AllocationConfig(Section):
     """The bits of every layer: ``bits`` for all of them, or the allocator's choice within a budget of ``cost``.
 
-    ``options``: the allocator's own. ``refine``: rounds of local swaps on the measured loss, from its answer.
+    ``limits``: budgets of further costs that hold as well. ``options``: the allocator's own.
+    ``refine``: rounds of local swaps on the measured loss, from its answer.
     """
 
     allocator: Name = "uniform"
@@ -210,11 +217,38 @@ class AllocationConfig(Section):
     bits: Option | None = None
     budget: Positive | None = None
     cost: Name = "average_bits"
+    limits: Limits = ()
+
+    @model_validator(mode="after")
+    def _limits_beside_a_budget(self) -> AllocationConfig:
+        if self.limits and self.budget is None:
+            raise combination("limits", "give a 'budget' too, of the cost that the front is over")
+        if self.cost in dict(self.limits):
+            raise combination("limits", f"'{self.cost}' is the cost of the budget already")
+        return self
 
     @model_validator(mode="after")
     def _not_both(self) -> AllocationConfig:
         if self.bits is not None and self.budget is not None:
             raise combination("budget", "bits are given too; keep one of 'bits' and 'budget' and set the other to null")
+        return self
+
+
+class CostConfig(Section):
+    """A cost besides those of ``qresearch list costs``: ``device``, the roofline latency there of ``batch`` examples in
+    ms; or ``csv``, a file with the columns layer, weight_bits, input_bits, cost, in ``unit``.
+    """
+
+    name: Name
+    device: Name | None = None
+    batch: Count = 1
+    csv: Text | None = None
+    unit: str = ""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> CostConfig:
+        if (self.device is None) == (self.csv is None):
+            raise combination("", "give either 'device' or 'csv'")
         return self
 
 
@@ -249,7 +283,9 @@ class RunConfig(Section):
     flow: Flow
     ptq: Annotated[tuple[PtqMethodConfig, ...], BeforeValidator(_named)] = ()
     qat: TrainConfig = TrainConfig()
+    search: TrainConfig = TrainConfig(epochs=10)
     allocation: AllocationConfig = Field(AllocationConfig(), validate_default=True)
+    costs: Annotated[tuple[CostConfig, ...], AS_TUPLE] = ()
     evaluate: EvaluateConfig = EvaluateConfig()
     report: ReportConfig = ReportConfig()
     output: Text = "results"

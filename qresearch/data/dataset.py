@@ -6,9 +6,10 @@ compiled step alike.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -66,6 +67,32 @@ class Dataset:
     prepare: Prepare
     example_shape: tuple[int, ...]
     source: str
+
+
+@functools.lru_cache(maxsize=16)
+def with_first(data: Dataset, examples: int | None) -> Dataset:
+    """The data set with the first ``examples`` of its training examples only; the same object for the same arguments,
+    so that what is compiled or placed for it is kept.
+    """
+    if examples is None or examples >= len(data.train):
+        return data
+    inputs = data.train.inputs
+    first = inputs[:examples] if isinstance(inputs, np.ndarray) else _FirstStreamed(inputs, examples)
+    return replace(data, train=Split(first, data.train.targets[:examples]))
+
+
+class _FirstStreamed:
+    """The first ``count`` of streamed inputs."""
+
+    def __init__(self, inputs: Streamed, count: int) -> None:
+        self._inputs, self._count = inputs, count
+        self.shape, self.dtype = (count, *inputs.shape[1:]), inputs.dtype
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, indices: Any, /) -> np.ndarray:
+        return self._inputs[np.arange(self._count)[indices]]
 
 
 Loader: TypeAlias = Callable[[Path | None], Dataset]

@@ -16,7 +16,7 @@ from qresearch.report.figure import front_png
 from qresearch.report.front import Point, direction, front, points_of
 from qresearch.report.html import Section, report_html
 from qresearch.report.searches import HEADER as SEARCHES_HEADER
-from qresearch.report.searches import about_searches, report_settings, search_rows
+from qresearch.report.searches import about_searches, report_settings, search_points, search_rows, searches_csv
 from qresearch.report.table import (
     COMPARISON_HEADER,
     FRONT_HEADER,
@@ -54,7 +54,8 @@ __all__ = [
 
 
 def write_report(run: RunFolder) -> list[Path]:
-    """Writes ``front.csv``, ``allocations.csv``, ``front.png`` and ``report.html`` into the run's folder.
+    """Writes ``front.csv``, ``allocations.csv``, ``front.png`` and ``report.html`` into the run's folder; where
+    searches are compared, ``searches.csv`` and ``searches.png`` too, over the cost that the config reports.
 
     Returns their paths. ``DataError`` if no trial of the run has finished.
     """
@@ -75,6 +76,13 @@ def write_report(run: RunFolder) -> list[Path]:
     write_bytes(paths[2], picture)
     sections = _sections(run, stored, points, on_front)
     write_text(paths[3], report_html(run.path.name, picture, _picture_text(points, on_front), sections))
+    settings = report_settings(run)
+    if rows := search_rows(points, settings):
+        cost = settings.get("cost", "average_bits")
+        paths += [run.path / "searches.csv", run.path / "searches.png"]
+        write_text(paths[-2], searches_csv(rows))
+        compared = search_points(points)
+        write_bytes(paths[-1], front_png(compared, front(compared, cost), cost))
     return paths
 
 

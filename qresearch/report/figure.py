@@ -7,6 +7,7 @@ import math
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
+from qresearch.cost import COSTS
 from qresearch.report.front import Point, Problem
 
 if TYPE_CHECKING:
@@ -19,10 +20,11 @@ _LINES = ("-", "--", "-.", ":")
 _INSIDE, _COLUMN = 10, 22  # legend entries that fit into a panel, and into a column of its height beside it
 
 
-def front_png(points: Sequence[Point], on_front: Collection[int]) -> bytes:
-    """A PNG with one panel per problem: mean test score ± one standard error over seeds at every average width.
+def front_png(points: Sequence[Point], on_front: Collection[int], cost: str = "average_bits") -> bytes:
+    """A PNG with one panel per problem: mean test score ± one standard error over seeds at every cost.
 
     Lines join points of one flow, quantizer and allocator; rings mark the front; a dashed line is the float model.
+    Points without that cost are left out.
     """
     # Figure and the Agg canvas directly: pyplot would start a window system and keep global state.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -34,27 +36,29 @@ def front_png(points: Sequence[Point], on_front: Collection[int]) -> bytes:
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(problems), 1, squeeze=False)[:, 0]
     for axes, problem in zip(panels, problems):
-        _panel(axes, problem, [(i in on_front, point) for i, point in enumerate(points) if point.problem == problem])
+        own = [(i in on_front, p) for i, p in enumerate(points) if p.problem == problem and cost in p.costs]
+        _panel(axes, problem, own, cost)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
 
 
-def _panel(axes: Axes, problem: Problem, points: Sequence[tuple[bool, Point]]) -> None:
+def _panel(axes: Axes, problem: Problem, points: Sequence[tuple[bool, Point]], cost: str) -> None:
     quantized = [point for _, point in points if point.flow != "float"]
     names = _series_of(quantized, problem)
     for index, series in enumerate(names):
-        _series(axes, index, [point for point in quantized if point.series == series])
+        _series(axes, index, [point for point in quantized if point.series == series], cost)
     for _, point in points:
         if point.flow == "float":
             label = _literal(f"{point.label} ({point.test.mean:.4f})")
             axes.axhline(point.test.mean, color="#555555", linestyle="--", linewidth=1, label=label)
     ringed = [point for marked, point in points if marked]
     if ringed:
-        x, y = [p.costs["average_bits"] for p in ringed], [p.test.mean for p in ringed]
+        x, y = [p.costs[cost] for p in ringed], [p.test.mean for p in ringed]
         label = "front (chosen on validation data)"
         axes.scatter(x, y, s=130, facecolors="none", edgecolors="#333333", linewidths=1.3, zorder=3, label=label)
-    axes.set_xlabel("average bits")
+    unit = COSTS[cost].unit if cost in COSTS else ""
+    axes.set_xlabel(_literal("average bits" if cost == "average_bits" else f"{cost} ({unit})" if unit else cost))
     axes.set_ylabel(_literal(f"test {problem.score_label}"))
     axes.set_title(_literal(f"{problem.model} · {problem.data}"), fontsize=10)
     axes.grid(alpha=0.25)
@@ -72,10 +76,10 @@ def _columns(series: int) -> int:
     return 0 if series <= _INSIDE else math.ceil((series + 2) / _COLUMN)
 
 
-def _series(axes: Axes, index: int, points: Sequence[Point]) -> None:
-    ordered = sorted(points, key=lambda point: point.costs["average_bits"])
+def _series(axes: Axes, index: int, points: Sequence[Point], cost: str) -> None:
+    ordered = sorted(points, key=lambda point: point.costs[cost])
     axes.errorbar(
-        [point.costs["average_bits"] for point in ordered],
+        [point.costs[cost] for point in ordered],
         [point.test.mean for point in ordered],
         yerr=[point.test.standard_error or 0.0 for point in ordered],
         color=_COLOURS[index % len(_COLOURS)],

@@ -127,7 +127,11 @@ def _point(records: list[Record]) -> Point:
     test, validation = (
         estimate([float(record.metrics[split]["score"]) for record in records]) for split in ("test", "validation")
     )
-    costs = {name: math.fsum(record.costs[name] or 0.0 for record in records) / len(records) for name in first.costs}
+    costs = {
+        name: math.fsum(record.costs[name] or 0.0 for record in records) / len(records)
+        for name in first.costs
+        if all(name in record.costs for record in records)
+    }
     point = Point(
         label="",
         problem=problem_of(first),

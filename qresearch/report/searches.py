@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections
+import csv
+import io
 import json
 import math
 from collections.abc import Sequence
@@ -14,11 +16,12 @@ from qresearch.report.front import Point
 from qresearch.results.atomic import read_bytes, render_json, write_text
 from qresearch.results.run_folder import RunFolder
 
-HEADER = ("search", "budgets", "mean score", "hypervolume", "seconds", "allocations measured")
+HEADER = ("search", "budgets", "mean score", "hypervolume", "search s", "table s", "measured", "epochs")
 ABOUT = (
     "Allocations that were searched for, by flow, quantizer and search. Mean test score over the budgets, which is"
-    " comparable where searches have the same ones; hypervolume of the test scores against {reference}; seconds and"
-    " measured allocations of the search itself per budget, without the sensitivity table that searches share."
+    " comparable where searches have the same ones; hypervolume of the test scores against {reference}; per budget:"
+    " seconds of the search itself, of the sensitivity table (which searches may share), allocations whose loss it"
+    " measured, epochs that it trained."
 )
 
 
@@ -39,10 +42,25 @@ def search_rows(points: Sequence[Point], settings: dict[str, Any]) -> list[tuple
         scores = [sign * point.test.mean for point in members]
         mean = math.fsum(scores) / len(scores)
         taken = [record.metrics["search"] for p in members for record in p.records if "search" in record.metrics]
-        cells = (f"{_mean(taken, 'seconds'):.3g}", f"{_mean(taken, 'measured'):.4g}") if taken else ("-", "-")
+        columns = ("seconds", "table_seconds", "measured", "epochs")
+        cells = [f"{_mean(taken, column):.3g}" if taken else "-" for column in columns]
         volume = _volume(members, scores, sign, settings)
         rows.append((problem, -mean, (series, str(len(members)), f"{sign * mean:.4f}", volume, *cells)))
     return [cells for _, _, cells in sorted(rows, key=lambda row: row[:2])]
+
+
+def search_points(points: Sequence[Point]) -> list[Point]:
+    """The points of all searches, and what they are held against: the float model and one option for all layers."""
+    searched = {point.problem for point in points if point.budget is not None}
+    return [point for point in points if point.problem in searched]
+
+
+def searches_csv(rows: Sequence[tuple[str, ...]]) -> str:
+    """``search_rows`` as a table for programs."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([tuple(name.replace(" ", "_") for name in HEADER), *rows])
+    return text.getvalue()
 
 
 def report_settings(run: RunFolder) -> dict[str, Any]:
@@ -74,7 +92,7 @@ def about_searches(settings: dict[str, Any]) -> str:
 
 
 def _mean(taken: list[dict[str, float]], name: str) -> float:
-    return math.fsum(entry[name] for entry in taken) / len(taken)
+    return math.fsum(entry.get(name, 0.0) for entry in taken) / len(taken)
 
 
 def _volume(points: list[Point], scores: list[float], sign: int, settings: dict[str, Any]) -> str:

@@ -213,7 +213,7 @@ _DONE: dict[str, schema.Check] = {
     "flow": schema.one_of("float", "ptq", "qat"),
     "quantizer": schema.fields(dict.fromkeys(("weight", "input"), schema.optional(schema.text))),
     "allocation": schema.fields(_ALLOCATION),
-    "costs": schema.fields(dict.fromkeys(_COSTS, schema.not_negative)),
+    "costs": schema.fields(dict.fromkeys(_COSTS, schema.not_negative), others=schema.not_negative),
     "metrics": schema.fields({"test": _SPLIT, "validation": _SPLIT}, others=schema.number_tree),
     "score_name": schema.text,
     "higher_is_better": schema.one_of(True, False),
@@ -225,6 +225,8 @@ _DONE: dict[str, schema.Check] = {
 _FAILED: dict[str, schema.Check] = {
     **_DONE,
     "reason": schema.text,
-    "costs": schema.fields(dict.fromkeys(_COSTS, schema.optional(schema.not_negative))),
+    "costs": schema.fields(
+        dict.fromkeys(_COSTS, schema.optional(schema.not_negative)), others=schema.optional(schema.not_negative)
+    ),
     "metrics": schema.mapping_of(schema.number_tree),
 }

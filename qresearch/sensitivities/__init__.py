@@ -19,8 +19,9 @@ from qresearch.sensitivities.fisher import fisher
 from qresearch.sensitivities.hawq_v1 import hawq_v1
 from qresearch.sensitivities.hawq_v2 import hawq_v2
 from qresearch.sensitivities.kl import kl
+from qresearch.sensitivities.limpq import limpq
 from qresearch.sensitivities.loss_increase import loss_increase
-from qresearch.sensitivities.problem import allocation_bits, budget_of, make_problem
+from qresearch.sensitivities.problem import allocation_bits, budget_of, make_problem, tied_layers
 from qresearch.sensitivities.sqnr import sqnr
 from qresearch.sensitivities.subject import Sensitivity, Subject
 from qresearch.tasks import Task
@@ -32,6 +33,7 @@ SENSITIVITIES: dict[str, Callable[..., Sensitivity]] = {
     "fisher": fisher,
     "hawq_v1": hawq_v1,
     "hawq_v2": hawq_v2,
+    "limpq": limpq,
 }
 
 
@@ -69,4 +71,5 @@ __all__ = [
     "budget_of",
     "make_problem",
     "sensitivity",
+    "tied_layers",
 ]

@@ -12,15 +12,18 @@ import numpy as np
 from qresearch.allocation import ALLOCATORS
 from qresearch.checkpoint import load_checkpoint
 from qresearch.config import KnownNames, QuantizeConfig, RunConfig, SiteConfig, TrainConfig
-from qresearch.cost import COSTS
+from qresearch.cost import COSTS, Cost
+from qresearch.cost_table import read_cost_table
 from qresearch.data import DATASETS, Dataset, resolve_folder
-from qresearch.errors import DataError
+from qresearch.errors import ConfigError, DataError, did_you_mean
 from qresearch.graph.layer import PRODUCT
 from qresearch.models import MODELS, Model, Variables, load_npz
 from qresearch.numerics.ranges import RANGES
 from qresearch.ptq import PTQ, Method, make_methods
 from qresearch.quantizers import QUANTIZERS
+from qresearch.roofline import DEVICES, roofline
 from qresearch.rules import AUTO, Rule, SiteRule
+from qresearch.search import SEARCHES
 from qresearch.sensitivities import SENSITIVITIES
 from qresearch.tasks import TASKS, Task
 from qresearch.training import Recipe
@@ -46,11 +49,28 @@ def known_names() -> KnownNames:
         "model.name": MODELS,
         "ptq.name": PTQ,
         "sensitivity.method": SENSITIVITIES,
-        "allocation.allocator": ALLOCATORS,
+        "allocation.allocator": (*ALLOCATORS, *SEARCHES),
         "allocation.cost": COSTS,
         "report.cost": COSTS,
+        "costs.device": DEVICES,
         **{f"quantize.{site}.{key}": names for site in ("weight", "input") for key, names in sites.items()},
     }
+
+
+def costs_of(config: RunConfig) -> dict[str, Cost]:
+    """``COSTS`` and the config's own. ConfigError for one that cannot be read, or for a limit on one that is not
+    there.
+    """
+    found = dict(COSTS)
+    for own in config.costs:
+        if own.name in found:
+            raise ConfigError(f"costs: '{own.name}' is there already; choose another name")
+        path = None if own.csv is None else Path(own.csv).expanduser()
+        found[own.name] = roofline(own.device or "", own.batch) if path is None else read_cost_table(path, own.unit)
+    for name, _ in config.allocation.limits:
+        if name not in found:
+            raise ConfigError(f"allocation.limits: cost '{name}' is not known{did_you_mean(name, found)}")
+    return found
 
 
 def setup_of(config: RunConfig) -> Setup:
@@ -113,8 +133,8 @@ def methods_of(config: RunConfig) -> tuple[Method, ...]:
 
 
 def recipe_of(train: TrainConfig) -> Recipe:
-    """The static part of a training config: all but the learning rate."""
-    return Recipe(**train.model_dump(exclude={"learning_rate"}))
+    """The static part of a training config: all but the learning rate and the number of examples."""
+    return Recipe(**train.model_dump(exclude={"learning_rate", "examples"}))
 
 
 @functools.lru_cache(maxsize=4)

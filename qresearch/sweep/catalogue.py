@@ -16,6 +16,8 @@ from qresearch.numerics.ranges import RANGES
 from qresearch.ptq import PTQ
 from qresearch.quantizers import QUANTIZERS
 from qresearch.quantizers.describe import describe
+from qresearch.roofline import DEVICES
+from qresearch.search import SEARCHES
 from qresearch.sensitivities import SENSITIVITIES
 from qresearch.tasks import TASKS
 
@@ -25,12 +27,14 @@ REGISTRIES: dict[str, Mapping[str, Any]] = {
     "ptq": PTQ,
     "sensitivities": SENSITIVITIES,
     "allocators": ALLOCATORS,
+    "searches": SEARCHES,
     "costs": COSTS,
+    "devices": DEVICES,
     "models": MODELS,
     "data": DATASETS,
     "tasks": TASKS,
 }
-OPTIONED = ("ptq", "sensitivities", "allocators")  # functions whose keywords are options in a config
+OPTIONED = ("ptq", "sensitivities", "allocators", "searches")  # functions whose keywords are options in a config
 
 
 def catalogue(kind: str | None = None) -> str:

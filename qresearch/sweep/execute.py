@@ -14,7 +14,7 @@ import numpy as np
 from qresearch.calibration import MenuQParams, select_many
 from qresearch.checkpoint import save_checkpoint
 from qresearch.config import RunConfig
-from qresearch.errors import BudgetError
+from qresearch.errors import BudgetError, TrainingError
 from qresearch.evaluation import Scores, default_chunk, evaluate
 from qresearch.models import Variables
 from qresearch.population import evaluate_population
@@ -35,7 +35,7 @@ FLOAT_BITS = 32.0
 def run_bench(bench: Bench, configs: Sequence[RunConfig], floats: dict[str, FloatModel]) -> Iterator[Outcome]:
     """Runs every trial of a bench and yields each outcome as soon as it is known, with what its search took."""
     for outcome in _run_trials(bench, configs, floats):
-        taken = bench.searches.get(outcome.config)
+        taken = bench.chooser.searches.get(outcome.config)
         yield outcome if taken is None else outcome._replace(extra={**outcome.extra, "search": taken})
 
 
@@ -85,13 +85,12 @@ def _choose_bits(
         return bits, failures
     qparams = bench.calibrated(key, variables, _widths(bits))
     for config in kept:
-        table = bench.sensitivity(key, variables, qparams, config.sensitivity)
+        table = bench.chooser.sensitivity(key, variables, qparams, config.sensitivity)
         bits[config] = keep_sensitive(bits[config], table, config.allocation.bits or (0, 0), config.quantize.keep)
     for config in budgeted:
-        table = bench.sensitivity(key, variables, qparams, config.sensitivity)
         try:
-            bits[config] = bench.search(config, key, variables, qparams, table)
-        except BudgetError as error:
+            bits[config] = bench.chooser.search(config, key, variables, qparams)
+        except (BudgetError, TrainingError) as error:
             failures.append(Outcome(config, in_float, 0.0, failure=str(error)))
     return bits, failures
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from qresearch.checkpoint import load_checkpoint, save_checkpoint
 from qresearch.config import RunConfig, resolved
 from qresearch.data import Dataset
+from qresearch.data.dataset import with_first
 from qresearch.errors import DataError
 from qresearch.evaluation import make_batches
 from qresearch.models import Model, Variables
@@ -82,7 +83,8 @@ def _train(group: Mapping[str, RunConfig], folder: Path, reporter: Reporter) -> 
     """Trains the seeds (and learning rates) of one static group as a population."""
     config = next(iter(group.values()))
     setup, recipe = setup_of(config), recipe_of(config.float_training)
-    trainer = float_trainer(setup.model, setup.task, recipe, setup.data, config.evaluate.batch_size)
+    data = with_first(setup.data, config.float_training.examples)
+    trainer = float_trainer(setup.model, setup.task, recipe, data, config.evaluate.batch_size)
     trials = [_trial(setup, config) for config in group.values()]
     models = {}
     with reporter.phase("float training (epochs)", len(trials) * recipe.epochs) as advance:

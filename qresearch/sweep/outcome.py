@@ -12,10 +12,12 @@ import numpy as np
 from jaxtyping import Float
 
 from qresearch.config import RunConfig, config_hash, resolved, search_name, trial_label
-from qresearch.cost import COSTS, allocation_cost, relative_bops
+from qresearch.cost import COSTS
+from qresearch.errors import ConfigError
 from qresearch.evaluation import Scores
 from qresearch.qmodel import QuantizedModel
 from qresearch.results import Record, environment
+from qresearch.sweep.assemble import costs_of
 from qresearch.tasks import Task
 
 
@@ -54,7 +56,7 @@ def make_record(outcome: Outcome, model: QuantizedModel, task: Task) -> Record:
         flow=config.flow,
         quantizer={name: site.quantizer if quantized else None for name, site in sites.items()},
         allocation=_allocation(config, outcome.bits, model),
-        costs=_costs(outcome.bits, model),
+        costs=_costs(outcome.bits, model) | _own_costs(config, outcome.bits, model),
         metrics=_metrics(outcome, task),
         score_name=task.score_name,
         higher_is_better=task.higher_is_better,
@@ -106,7 +108,7 @@ def _allocation(config: RunConfig, bits: np.ndarray, model: QuantizedModel) -> d
         "layers": [layer.name for layer in model.layers],
         "bits": [[float(w), float(a)] for w, a in bits],
         "allocator": allocator,
-        "budget": {allocation.cost: float(allocation.budget or 0.0)} if budgeted else None,
+        "budget": {allocation.cost: float(allocation.budget or 0.0), **dict(allocation.limits)} if budgeted else None,
         "treatment": "; ".join([treatment(model), *_kept(config, bits, model)]),
     }
 
@@ -126,9 +128,18 @@ def _kept(config: RunConfig, bits: np.ndarray, model: QuantizedModel) -> list[st
 
 
 def _costs(bits: np.ndarray, model: QuantizedModel) -> dict[str, float]:
-    elements, macs = [layer.size for layer in model.layers], [layer.macs for layer in model.layers]
-    costs = {name: float(allocation_cost(name, elements, macs, bits)) for name in COSTS}
-    return costs | {"relative_bops": float(relative_bops(macs, bits))}
+    return {name: float(cost.of(model.counts, bits)) for name, cost in COSTS.items()}
+
+
+def _own_costs(config: RunConfig, bits: np.ndarray, model: QuantizedModel) -> dict[str, float]:
+    """Those of the config's own costs that have a price for these bits: a measured table has none for float."""
+    found = {}
+    for own in config.costs:
+        try:
+            found[own.name] = float(costs_of(config)[own.name].of(model.counts, bits))
+        except ConfigError:
+            continue
+    return found
 
 
 def _metrics(outcome: Outcome, task: Task) -> dict[str, Any]:

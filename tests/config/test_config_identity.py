@@ -51,10 +51,13 @@ CHANGED: dict[str, Any] = {
     "flow": "ptq",
     "momentum": 0.5,
     "clip_norm": 1.0,
+    "examples": 7,
     "augment": "flip",
     "reference": [1.0, 2.0],
+    "tied": ["a"],
+    "costs": [{"name": "a", "device": "t4"}],
 }
-NEEDS_ANOTHER_KEY = {"granularity", "group_size", "budget", "ptq"}
+NEEDS_ANOTHER_KEY = {"granularity", "group_size", "budget", "ptq", "limits"}
 
 
 @pytest.mark.parametrize("path", [path for path, _ in _leaves(resolved(run()))], ids=".".join)

@@ -31,6 +31,7 @@ def test_jax_is_not_imported() -> None:
 def test_defaults_are_the_documented_ones() -> None:
     train = {
         "epochs": 20,
+        "examples": None,
         "batch_size": 64,
         "learning_rate": 3e-3,
         "optimizer": "adam",
@@ -64,6 +65,7 @@ def test_defaults_are_the_documented_ones() -> None:
             "weight": site | {"granularity": "per_channel"},
             "input": site,
             "menu": [[2, 2], [3, 3], [4, 4], [6, 6], [8, 8]],
+            "tied": [],
             "rules": [],
             "keep": {"first": False, "last": False, "most_sensitive": 0, "option": [8, 8]},
         },
@@ -72,6 +74,7 @@ def test_defaults_are_the_documented_ones() -> None:
         "flow": "float",
         "ptq": [],
         "qat": train,
+        "search": train | {"epochs": 10},
         "allocation": {
             "allocator": "uniform",
             "options": [],
@@ -79,7 +82,9 @@ def test_defaults_are_the_documented_ones() -> None:
             "bits": None,
             "budget": None,
             "cost": "average_bits",
+            "limits": [],
         },
+        "costs": [],
         "evaluate": {"batch_size": 500, "examples": None},
         "report": {"cost": "average_bits", "reference": None},
         "output": "results",

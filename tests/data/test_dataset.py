@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from qresearch.data import epoch_permutation, resolve_folder
-from qresearch.data.dataset import stratified_order
+from qresearch.data.dataset import Dataset, Split, stratified_order, with_first
 
 
 def test_epoch_permutation_visits_every_example_once():
@@ -68,3 +68,35 @@ def test_importing_the_data_sets_does_not_import_jax():
     # The command line lists DATASETS, and `import jax` costs it 1.7 s.
     code = "import qresearch.data, sys; sys.exit('jax' in sys.modules or 'sklearn' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+class Counting:
+    """Streamed inputs that note what is read."""
+
+    shape, dtype = (10, 2), np.dtype(np.float32)
+
+    def __init__(self):
+        self.read = []
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, indices):
+        self.read += np.arange(10)[indices].tolist()
+        return np.repeat(np.arange(10, dtype=np.float32)[indices, None], 2, axis=1)
+
+
+@pytest.mark.parametrize("inputs", [np.repeat(np.arange(10, dtype=np.float32)[:, None], 2, axis=1), Counting()])
+def test_the_first_examples_of_a_data_set(inputs):
+    split = Split(inputs, np.arange(10, dtype=np.int32))
+    data = Dataset("made", split, split, split, 10, lambda x: x, (2,), "made here")
+    first = with_first(data, 4)
+    assert len(first.train) == len(first.train.inputs) == first.train.inputs.shape[0] == 4
+    np.testing.assert_array_equal(first.train.inputs[np.array([3, 0])], [[3, 3], [0, 0]])
+    np.testing.assert_array_equal(first.train.inputs[1:], [[1, 1], [2, 2], [3, 3]])
+    np.testing.assert_array_equal(first.train.targets, [0, 1, 2, 3])
+    assert (first.test, first.validation) == (split, split)
+    assert with_first(data, 4) is first  # what is compiled for it is found again
+    assert with_first(data, None) is with_first(data, 10) is data
+    if isinstance(inputs, Counting):
+        assert max(inputs.read) == 3

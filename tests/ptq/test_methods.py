@@ -15,8 +15,8 @@ import pytest
 from ptq_cases import CASES, error, outputs, quantized
 
 from qresearch.errors import ConfigError, GraphError
+from qresearch.programs import compiled
 from qresearch.ptq import PTQ, make_method, make_methods, optimise
-from qresearch.ptq.programs import compiled
 
 # Of every method, options that make it quick; what they leave out the paper's recipe adds.
 QUICK: dict[str, dict[str, Any]] = {

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from small_sweep import ONE, SMALL, one_line, settings, stored, sweep, write_small
 
-import qresearch.sweep.bench
+import qresearch.sweep.choose
 from qresearch.cli import main
 from qresearch.config import expand, load
 from qresearch.errors import BudgetError
@@ -73,7 +73,7 @@ def test_an_allocator_that_finds_nothing_fails_its_trial_only(tmp_path, monkeypa
     def refuse(key, problem, budgets):
         raise BudgetError("nothing was found")
 
-    monkeypatch.setitem(qresearch.sweep.bench.ALLOCATORS, "greedy", refuse)
+    monkeypatch.setitem(qresearch.sweep.choose.ALLOCATORS, "greedy", refuse)
     trials = "[{allocation: {allocator: greedy, budget: 4}}, {allocation: {allocator: exact, budget: 4}}]"
     assert sweep(write_small(tmp_path), tmp_path / "out", "float.epochs=0", f"sweep={{list: {trials}}}") == 3
     assert one_line(capsys.readouterr().err) == "failed  ptq-lsq-greedy-4bits-seed0: nothing was found"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shutil
@@ -11,6 +12,7 @@ import pytest
 from small_sweep import settings, stored, write_small
 
 from qresearch.cli import main
+from qresearch.search import SEARCHES
 from qresearch.sensitivities import SENSITIVITIES
 
 MIXED = {"flow": "ptq", "allocation.budget": 3.5, "allocation.bits": None}
@@ -19,6 +21,7 @@ TRIALS = [
     {**MIXED, "allocation.allocator": "exact", "allocation.refine": 2},
     {**MIXED, "allocation.allocator": "nsga2", "allocation.options": {"population": 6, "generations": 2}},
     {**MIXED, "allocation.allocator": "milp"},
+    *({**MIXED, "allocation.allocator": name, "search": {"epochs": 1, "batch_size": 128}} for name in SEARCHES),
 ]
 
 
@@ -110,12 +113,18 @@ def test_searches_are_compared_in_one_table(searched, capsys):
         score, bits = record["metrics"]["test"]["score"], record["costs"]["average_bits"]
         assert float(row[2]) == pytest.approx(score, abs=1e-4)
         assert float(row[3]) == pytest.approx((8 - bits) * (score - 0.1), rel=1e-3)
-        assert float(row[5]) == record["metrics"]["search"]["measured"]
-    measured = {row[0].partition(" lsq ")[2]: float(row[5]) for row in rows}
+        assert float(row[6]) == record["metrics"]["search"]["measured"]
+        assert float(row[7]) == record["metrics"]["search"]["epochs"] == (record["allocation"]["allocator"] in SEARCHES)
+    measured = {row[0].partition(" lsq ")[2]: float(row[6]) for row in rows}
     assert measured["exact"] == measured["milp"] == 0
     assert 0 < measured["exact refined"] <= 33
     assert 6 <= measured["nsga2 generations=2 population=6"] <= 24
     assert "Searches" in (run / "report.html").read_text()
+    with (run / "searches.csv").open(newline="") as file:
+        table = list(csv.reader(file))
+    assert table[0][:4] == ["search", "budgets", "mean_score", "hypervolume"]
+    assert [tuple(row) for row in table[1:]] == [tuple(row) for row in rows]
+    assert (run / "searches.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_another_reference_runs_nothing_again(searched, tmp_path, capsys):
