@@ -53,10 +53,19 @@ def select(table: MenuQParams, bits: Bits) -> QParams:
 
 def select_layer(widths: Float[Array, " width"], sites: dict[str, Any], bits: Float[Array, "2"]) -> dict[str, Any]:
     """``select`` for one layer: its qparams [width, ...] of each operand to those of the operand's own width."""
-    nearest = [jnp.argmin(jnp.abs(widths - bits[column])) for column in (0, 1)]
+    return take_layer(sites, nearest(widths, bits))
+
+
+def nearest(widths: Float[Array, " width"], bits: Float[Array, "..."]) -> Int[Array, "..."]:
+    """The index of the width in the table that is nearest to each of these."""
+    return jnp.argmin(jnp.abs(widths - bits[..., None]), axis=-1)
+
+
+def take_layer(sites: dict[str, Any], index: Int[Array, "2"]) -> dict[str, Any]:
+    """The qparams of a layer at these (weight, input) indices into the table's widths."""
     return {
-        operand: jax.tree.map(lambda leaf, index=index: leaf[index], sites[operand])
-        for operand, index in zip(("weight", "input"), nearest)
+        operand: jax.tree.map(lambda leaf, column=column: leaf[index[column]], sites[operand])
+        for column, operand in enumerate(("weight", "input"))
     }
 
 

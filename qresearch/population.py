@@ -49,10 +49,7 @@ def evaluate_population(
     if bits.ndim != 3 or bits.shape[1:] != (len(model.layers), 2) or not len(bits):
         raise GraphError(f"allocations must have shape [n >= 1, {len(model.layers)}, 2], got {list(bits.shape)}")
     if isinstance(qparams, MenuQParams):
-        # Inputs as ``prepare`` gives them: a layer's kernel may depend on their shape (its layout), not on their value.
-        example = jax.eval_shape(prepare, jax.ShapeDtypeStruct(batches.inputs[0].shape, batches.inputs[0].dtype))
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), example)
-        qparams = prequantize(model, params, qparams, zeros)
+        qparams = prequantize(model, params, qparams)
     if not isinstance(qparams, Prequantized):
         chosen = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(bits), *jnp.shape(leaf))), qparams)
         return evaluate(model.forward, task, prepare, params, (chosen, bits), batches, chunk, on_done)

@@ -10,12 +10,12 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from qresearch.calibration import select_layer
+from qresearch.calibration import nearest, select_layer
 from qresearch.data.dataset import Prepare
 from qresearch.evaluation import Batches, Scores
 from qresearch.graph.program import Shapes
 from qresearch.graph.segments import Segment, segments
-from qresearch.prequantized import Prequantized, pick_kernel
+from qresearch.prequantized import Prequantized
 from qresearch.programs import compiled
 from qresearch.qmodel import Params, QuantizedModel
 from qresearch.streaming import wait
@@ -126,7 +126,7 @@ def _program(model: QuantizedModel, part: Part, shapes: Shapes) -> Callable[...,
         for i, name in enumerate(part.layers):
             states[name] = {"qparams": select_layer(menu_widths, qparams[i], bits[i]), "bits": bits[i]}
             if kernels[i] is not None:
-                states[name]["kernel"] = pick_kernel(widths, kernels[i], bits[i, 0])
+                states[name]["kernel"] = kernels[i][nearest(widths, bits[i, 0])]
         return part.segment.run_on(model.handler, parameters, value, states)[0]
 
     return compiled(step, shapes.tree)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from qresearch.calibration import MenuQParams, select, select_layer
+from qresearch.calibration import MenuQParams, nearest, take_layer
 from qresearch.graph import Call
 from qresearch.qmodel import Bits, Params, QuantizedModel
 from qresearch.units import Unit
@@ -35,23 +35,16 @@ class Prequantized(NamedTuple):
         return bool(np.isin(allocations[..., 0], np.asarray(self.widths)).all())
 
 
-def prequantize(model: QuantizedModel, params: Params, menu: MenuQParams, x: Any) -> Prequantized:
-    """Quantizes every kernel at every width of the menu, at 0 and at 32 bits; x: inputs of the shape to be run.
+def prequantize(model: QuantizedModel, params: Params, menu: MenuQParams) -> Prequantized:
+    """Quantizes every kernel at every width of the menu, at 0 and at 32 bits.
 
     No kernels, so that they are quantized where they are used, if all widths together would take more than 2 GiB.
     """
     widths = jnp.asarray(sorted({*ENDS, *np.asarray(menu.widths).tolist()}), jnp.float32)
     quantized = [unit for unit in model.units if unit.weight is not None]
     size = 4 * len(widths) * sum(math.prod(unit.layer.contraction.weight_shape) for unit in quantized)
-    kernels = _quantizer(model)(params, menu, x, widths) if size <= MAX_BYTES else {}
+    kernels = _quantizer(model)(params, menu, widths) if size <= MAX_BYTES else {}
     return Prequantized(menu, widths, kernels)
-
-
-def pick_kernel(
-    widths: Float[Array, " width"], kernels: Float[Array, "width ..."], bits: Float[Array, ""]
-) -> Float[Array, "..."]:
-    """The kernel of this width."""
-    return kernels[jnp.argmin(jnp.abs(widths - bits))]
 
 
 @functools.lru_cache(maxsize=16)
@@ -62,9 +55,12 @@ def forward_of(model: QuantizedModel) -> Callable[..., Any]:
 
     def forward(shared: tuple[Params, Prequantized], bits: Bits, x: Any) -> Any:
         params, table = shared
+        # Of all layers at once: an argmin for each would be most of what there is to compile.
+        sites, own = nearest(table.menu.widths, bits), nearest(table.widths, bits[:, 0])
         rows = {unit.layer.name: row for row, unit in enumerate(model.units)}
-        kernels = {name: pick_kernel(table.widths, k, bits[rows[name], 0]) for name, k in table.kernels.items()}
-        return model.apply(params, select(table.menu, bits), x, bits, kernels=kernels)
+        qparams = {name: take_layer(site, sites[rows[name]]) for name, site in table.menu.qparams.items()}
+        kernels = {name: kernel[own[rows[name]]] for name, kernel in table.kernels.items()}
+        return model.apply(params, qparams, x, bits, kernels=kernels)
 
     return forward
 
@@ -76,14 +72,16 @@ def _quantizer(model: QuantizedModel) -> Callable[..., dict[str, Array]]:
     def kernel(call: Call) -> tuple[Array, Array]:
         return call.contract(call.weight, call.input), call.weight
 
-    def at_all_widths(params: Params, menu: MenuQParams, x: Any, widths: Array) -> dict[str, Array]:
+    def at_all_widths(params: Params, menu: MenuQParams, widths: Array) -> dict[str, Array]:
+        x = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), model.example)
         found = model.graph(params, x).run(kernel, params, x)[1]  # only the kernels are used: the rest is not run
+        index = nearest(menu.widths, widths)
 
-        def at(unit: Unit, width: Array) -> Array:
-            own = select_layer(menu.widths, menu.qparams[unit.layer.name], jnp.stack([width, width]))
+        def at(unit: Unit, i: Array, width: Array) -> Array:
             assert unit.weight is not None
-            return unit.weight.apply(own["weight"], found[unit.uses[0].name][0], width)
+            own = jax.tree.map(lambda leaf: leaf[i], menu.qparams[unit.layer.name]["weight"])
+            return unit.weight.apply(own, found[unit.uses[0].name][0], width)
 
-        return {unit.layer.name: jax.vmap(functools.partial(at, unit))(widths) for unit in units}
+        return {unit.layer.name: jax.vmap(functools.partial(at, unit))(index, widths) for unit in units}
 
     return jax.jit(at_all_widths)

@@ -51,6 +51,12 @@ class QuantizedModel:
         """The options that the rules allow each layer; a layer with a single one is pinned."""
         return tuple(unit.rule.options() for unit in self.units)
 
+    @property
+    def example(self) -> Any:
+        """Shapes and dtypes of an x that the model has been traced for."""
+        structure, leaves = next(iter(self.graphs))
+        return jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype, _ in leaves])[1]
+
     @functools.cached_property
     def counts(self) -> LayerCounts:
         """What the costs of allocations are computed from, in the order of ``layers``."""
@@ -248,7 +254,8 @@ def _negative_operands(graph: Graph, params: Params, x: Any) -> frozenset[tuple[
 
     lowest = _lowest(graph)(params, x)
     found = ((name, operand, values) for name, operands in lowest.items() for operand, values in operands.items())
-    return frozenset((name, operand) for name, operand, values in found if bool(jnp.min(values) < 0))
+    # On the host: comparing on the device would be a few more programs to compile.
+    return frozenset((name, operand) for name, operand, values in found if np.min(np.asarray(values)) < 0)
 
 
 @functools.lru_cache(maxsize=64)

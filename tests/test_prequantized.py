@@ -50,7 +50,7 @@ def test_a_model_with_prequantized_kernels_is_the_model(name):
     fn, params, x = ZOO[name]
     model = quantize_model(fn, params, x, (dataclasses.replace(QUICK, shared="each"),))
     menu = calibrate(model, params, x, [2, 4, 8])
-    table = prequantize(model, params, menu, x)
+    table = prequantize(model, params, menu)
     assert set(table.kernels) == {layer.name for layer in model.layers if not layer.contraction.product}
     forward, apply = jax.jit(forward_of(model)), jax.jit(lambda bits: model.apply(params, select(menu, bits), x, bits))
     for bits in drawn(len(model.layers), 3):
@@ -75,9 +75,9 @@ def digits(trained_digits):
 
 
 def test_a_table_made_before_serves_many_calls(digits):
-    t, batches, scores = digits
+    t, _, scores = digits
     bits = drawn(3, 6)
-    table = prequantize(t.quantized, t.variables, t.qparams, jnp.asarray(t.data.prepare(batches.inputs[0])))
+    table = prequantize(t.quantized, t.variables, t.qparams)
     first = scores(bits, table)
     with compilations() as compiled:
         again = scores(bits)
@@ -86,9 +86,9 @@ def test_a_table_made_before_serves_many_calls(digits):
 
 
 def test_widths_that_no_table_holds_are_quantized_in_the_program(digits):
-    t, batches, scores = digits
+    t, _, scores = digits
     learned = uniform(4.0, 8.0) - 0.25
-    table = prequantize(t.quantized, t.variables, t.qparams, jnp.asarray(t.data.prepare(batches.inputs[0])))
+    table = prequantize(t.quantized, t.variables, t.qparams)
     assert table.serves(drawn(3, 4))
     assert not table.serves(learned[None])
     x, targets = jnp.asarray(t.data.prepare(t.data.validation.inputs[:150])), t.data.validation.targets[:150]
@@ -129,7 +129,7 @@ def test_what_is_saved_is_counted_in_multiply_accumulates(digits):
 
 def test_prefixes_are_run_once(digits):
     # Counted by the programs' calls: a prefix shared by all runs as often as there are batches, not allocations.
-    t, batches, scores = digits
+    t, _, scores = digits
     bits = np.repeat(uniform(4, 4)[None], 8, axis=0)
     bits[:, 2, 0] = [2, 4, 8, 2, 4, 8, 0, 32]
     from qresearch import prefixes

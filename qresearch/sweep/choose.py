@@ -91,7 +91,7 @@ class Chooser:
     ) -> Measure:
         """The loss of whole allocations of a table's options, on the examples that the table was measured on."""
         model = self.bench.model(key, variables)
-        ready = prequantize(model, variables, qparams, self.bench.calibration_inputs)
+        ready = prequantize(model, variables, qparams)
 
         def measured(allocations: np.ndarray) -> np.ndarray:
             bits = np.stack([allocation_bits(table, row) for row in allocations])
