@@ -129,7 +129,7 @@ def test_what_is_saved_is_counted_in_multiply_accumulates(digits):
 
 def test_prefixes_are_run_once(digits):
     # Counted by the programs' calls: a prefix shared by all runs as often as there are batches, not allocations.
-    t, _, scores = digits
+    t, batches, scores = digits
     bits = np.repeat(uniform(4, 4)[None], 8, axis=0)
     bits[:, 2, 0] = [2, 4, 8, 2, 4, 8, 0, 32]
     from qresearch import prefixes
