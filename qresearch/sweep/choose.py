@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -15,7 +17,7 @@ from jaxtyping import Float
 
 from qresearch.allocation import ALLOCATORS, Measure, Problem, check_budgets, merge_groups, refine
 from qresearch.calibration import MenuQParams
-from qresearch.config import RunConfig, SensitivityConfig
+from qresearch.config import RunConfig, SensitivityConfig, config_hash
 from qresearch.data.dataset import with_first
 from qresearch.errors import BudgetError, ConfigError, GraphError
 from qresearch.evaluation import Batches, make_batches
@@ -23,7 +25,7 @@ from qresearch.models import Variables
 from qresearch.options import check_options
 from qresearch.population import evaluate_population
 from qresearch.prequantized import prequantize
-from qresearch.results.atomic import write_json
+from qresearch.results.atomic import make_folder, read_bytes, write_json
 from qresearch.search import SEARCHES, SearchSubject
 from qresearch.sensitivities import (
     SENSITIVITIES,
@@ -41,6 +43,9 @@ from qresearch.training import Trainer, check_recipe
 
 if TYPE_CHECKING:
     from qresearch.sweep.bench import Bench
+
+
+Found = tuple[np.ndarray, dict[str, float]]  # bits [layer, 2], and what it took to find them
 
 
 @dataclass(eq=False)
@@ -105,10 +110,37 @@ class Chooser:
         """Bits [layer, 2] within the trial's budgets, by its allocator or its search that trains.
 
         ``searches`` keeps what it took: seconds, how many allocations it measured, epochs that it trained, and the
-        seconds of the sensitivity table, which other trials may share.
+        seconds of the sensitivity table, which other trials may share. The bits are stored as ``searches/*.json`` as
+        soon as they are found, so that a run that is stopped before it has evaluated them does not search again.
         """
-        if config.allocation.allocator in SEARCHES:
-            return self._train(config, key, variables)
+        path = self.bench.folder / "searches" / f"{config_hash(config)[:16]}.json"
+        found = self._stored(path)
+        if found is None:
+            trains = config.allocation.allocator in SEARCHES
+            bits, taken = (
+                self._train(config, key, variables) if trains else self._solve(config, key, variables, qparams)
+            )
+            make_folder(path.parent)
+            write_json(path, {"bits": bits.tolist(), "taken": taken})
+            found = bits, taken
+        self.searches[config] = found[1]
+        return found[0]
+
+    def _stored(self, path: Path) -> Found | None:
+        if not path.is_file():
+            return None
+        try:
+            content = json.loads(read_bytes(path))
+            bits, taken = np.asarray(content["bits"], np.float32), dict(content["taken"])
+            if bits.shape == (len(self.bench.sketch.layers), 2):
+                return bits, taken
+        except (ValueError, KeyError, TypeError):
+            pass
+        self.bench.reporter.line(f"{path}: is damaged; the search is run again")
+        return None
+
+    def _solve(self, config: RunConfig, key: str, variables: Variables, qparams: MenuQParams) -> Found:
+        """The bits that an allocator chooses, from a sensitivity table and, where it asks, from measured losses."""
         table = self.sensitivity(key, variables, qparams, config.sensitivity)
         measure = self.measure(key, variables, qparams, table, config.sensitivity)
         measured, started = [0], time.monotonic()
@@ -119,10 +151,9 @@ class Chooser:
 
         bits = self.allocate(config, table, counted)
         taken = {"seconds": time.monotonic() - started, "measured": measured[0], "epochs": 0}
-        self.searches[config] = taken | {"table_seconds": self._seconds[key, config.sensitivity]}
-        return bits
+        return bits, taken | {"table_seconds": self._seconds[key, config.sensitivity]}
 
-    def _train(self, config: RunConfig, key: str, variables: Variables) -> np.ndarray:
+    def _train(self, config: RunConfig, key: str, variables: Variables) -> Found:
         """The bits that a differentiable search finds; its trained weights are not used: the trial's flow decides."""
         setup, chosen, started = self.bench.setup, config.allocation, time.monotonic()
         subject = SearchSubject(
@@ -145,8 +176,7 @@ class Chooser:
             bits, info = search(jax.random.key(config.seed), subject, cost, [budget], **dict(chosen.options))
             advance(1)
         taken = {"seconds": time.monotonic() - started, "measured": 0, "epochs": info["epochs"]}
-        self.searches[config] = taken | {"table_seconds": 0.0}
-        return bits[0]
+        return bits[0], taken | {"table_seconds": 0.0}
 
     @functools.cached_property
     def _trainers(self) -> dict[Any, Trainer]:

@@ -7,8 +7,9 @@ import re
 
 import numpy as np
 import pytest
-from small_sweep import settings, stored, write_small
+from small_sweep import outcome_of, settings, stored, write_small
 
+import qresearch.sweep.choose
 from qresearch.cli import main
 
 LATENCY = "layer,weight_bits,input_bits,cost\n" + "".join(
@@ -102,3 +103,29 @@ def test_a_layer_in_two_groups_is_named(tmp_path, capsys):
     ties = "quantize.tied=[[linear1/*, linear2/*], [linear2/*, linear3/*]]"
     assert run(tmp_path, ties) == 2
     assert re.search(r"error: .*layer 'linear2/kernel' is in more than one group", capsys.readouterr().err)
+
+
+def test_what_was_found_is_not_searched_for_again(tmp_path, capsys, monkeypatch):
+    trials = [{"allocation.cost": "measured", "allocation.budget": 9}, {"allocation.budget": 4}]
+    assert run(tmp_path, trials=trials) == 0
+    before = stored(tmp_path / "out")
+    for path in (tmp_path / "out").glob("*/trials/*/result.json"):
+        path.unlink()  # as if the run had been stopped before the evaluation
+    kept = sorted((tmp_path / "out").glob("*/searches/*.json"))
+    assert len(kept) == 2
+    kept[1].write_text(kept[1].read_text()[:40])
+    called = []
+    exact = qresearch.sweep.choose.ALLOCATORS["exact"]
+
+    def counted(*arguments, **options):
+        called.append(arguments)
+        return exact(*arguments, **options)
+
+    monkeypatch.setitem(qresearch.sweep.choose.ALLOCATORS, "exact", counted)
+    assert run(tmp_path, trials=trials) == 0
+    assert len(called) == 1
+    assert f"{kept[1].name}: is damaged; the search is run again" in capsys.readouterr().out.replace("\n", "")
+    after = stored(tmp_path / "out")
+    assert {label: outcome_of(record) for label, record in after.items()} == {
+        label: outcome_of(record) for label, record in before.items()
+    }
