@@ -37,9 +37,10 @@ def test_populations_are_timed_beside_the_float_pass(bench, monkeypatch, tmp_pat
     arguments = ["--case", "mlp", "--allocations", "3", "--repeats", "1", "--json", str(path)]
     monkeypatch.setattr(sys, "argv", ["bench_population.py", *arguments])
     module.main()
-    passed, *rows = map(json.loads, path.read_text().splitlines())
+    passed, shared, *rows = map(json.loads, path.read_text().splitlines())
     assert passed["method"] == "float pass"
     assert passed["ratio"] > 0
+    assert (shared["method"], shared["ratio"] > 0) == ("shared prefixes", True)
     assert [row["method"] for row in rows] == ["ours", "one program each", "peer"]
     assert all(row["first"] > 0 and row["further"] > 0 for row in rows)
     assert "broken failed: TypeError: no int4" in capsys.readouterr().out

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
 from results_fixtures import make_record
@@ -71,3 +72,12 @@ def test_global_state_is_left_alone():
     before = dict(matplotlib.rcParams)
     front_png(points(), ())
     assert dict(matplotlib.rcParams) == before
+
+
+def test_the_cost_of_the_picture_may_be_any_that_points_have():
+    found = points()
+    on_front = front(found)
+    assert front_png(found, on_front, "bops") != front_png(found, on_front)
+    priced = [replace(p, costs={**p.costs, "latency": 3.0}) for p in found]
+    assert front_png(priced, on_front, "latency") != front_png(priced[:-1] + found[-1:], on_front, "latency")
+    assert front_png(found, on_front, "latency").startswith(b"\x89PNG")  # nobody has it: an empty panel
