@@ -79,5 +79,5 @@ def test_the_cost_of_the_picture_may_be_any_that_points_have():
     on_front = front(found)
     assert front_png(found, on_front, "bops") != front_png(found, on_front)
     priced = [replace(p, costs={**p.costs, "latency": 3.0}) for p in found]
-    assert front_png(priced, on_front, "latency") != front_png(priced[:-1] + found[-1:], on_front, "latency")
+    assert front_png(priced, on_front, "latency") != front_png([*priced[:-1], found[-1]], on_front, "latency")
     assert front_png(found, on_front, "latency").startswith(b"\x89PNG")  # nobody has it: an empty panel
