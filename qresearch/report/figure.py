@@ -64,7 +64,8 @@ def _panel(axes: Axes, problem: Problem, points: Sequence[tuple[bool, Point]], c
     axes.grid(alpha=0.25)
     columns = _columns(len(names))
     beside: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "ncols": columns} if columns else {}
-    axes.legend(fontsize=7 if columns else 8, **beside)
+    if points:
+        axes.legend(fontsize=7 if columns else 8, **beside)
 
 
 def _series_of(points: Sequence[Point], problem: Problem) -> list[str]:
