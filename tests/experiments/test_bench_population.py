@@ -21,6 +21,7 @@ def bench(monkeypatch):
         del sys.modules[name]
 
 
+@pytest.mark.slow
 def test_populations_are_timed_beside_the_float_pass(bench, monkeypatch, tmp_path, capsys):
     module, path = bench("bench_population"), tmp_path / "rows.jsonl"
     ran = []

@@ -112,6 +112,7 @@ def test_without_epochs_the_start_is_made_discrete(subject, name):
     assert costs_of(subject.model, COST, bits)[0] == budget
 
 
+@pytest.mark.slow
 @EVERY
 def test_the_penalty_steers_and_without_it_nothing_does(subject, name):
     longer = dataclasses.replace(subject, recipe=dataclasses.replace(subject.recipe, epochs=6))
@@ -145,6 +146,7 @@ def test_a_cost_that_is_no_formula_and_tied_layers(subject, name):
         SEARCHES[name](0, tied, cost, [cheap - 1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parametrization", PARAMETRIZATIONS)
 def test_dq_searches_with_each_of_its_parametrizations(subject, parametrization):
     budget = int(affordable(subject.model)[2])

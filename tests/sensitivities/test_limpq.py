@@ -42,6 +42,7 @@ def test_steps_moved_from_where_they_started(digits_cnn, table):
     assert moved.max() < 1  # 25 steps of at most 2 % of the start each
 
 
+@pytest.mark.slow
 def test_the_start_is_the_calibrated_step_of_lsq(digits_cnn):
     model, params, _, batches, _, prepare = digits_cnn
     found = learned(digits_cnn, steps=1, learning_rate=1e-9, weight_factor=1.0, batch=64)
@@ -54,6 +55,7 @@ def test_the_start_is_the_calibrated_step_of_lsq(digits_cnn):
         np.testing.assert_allclose(found.loss[row], wanted, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_equal_seeds_give_equal_tables_and_others_do_not(digits_cnn, table):
     np.testing.assert_array_equal(learned(digits_cnn).loss, table.loss)
     assert np.all(learned(digits_cnn, seed=1).loss != table.loss)
@@ -66,6 +68,7 @@ def test_all_widths_and_allocations_are_one_program(digits_cnn):
     assert compiled.count("jit(step)") == 1
 
 
+@pytest.mark.slow
 def test_the_factor_weighs_kernels(digits_cnn, table):
     """s_input + α s_weight is linear in α; the training does not know it."""
     none, twice = learned(digits_cnn, weight_factor=0.0), learned(digits_cnn, weight_factor=4.0)
@@ -80,6 +83,7 @@ def test_a_loss_that_is_lost_is_one_line_that_says_what_to_do(digits_cnn):
     assert "\n" not in str(told.value)
 
 
+@pytest.mark.slow
 def test_widths_of_float_and_of_nothing():
     """An operand at 32 bits costs nothing; a pruned kernel costs more than any width of it."""
     _, params, _, _, _, _ = two_layers()
