@@ -5,7 +5,7 @@ Question: seconds per allocation for ResNet-20 on 1,000 images of 32 x 32 x 3 an
   further ones; and what common prefixes save where one layer differs. Weights of 4 or 8 bits, inputs of 8: what all
   that are compared can run. Weights are random, per channel, inputs per tensor: the time does not depend on values.
 Command: python experiments/bench_population.py [--case mlp resnet20] [--repeats 3] [--chunk N ...] [--json FILE]
-Time: twenty minutes on two CPU cores with the extra ``peers``, four without.
+Time: the MLP takes 75 s, ResNet-20 with 8 allocations and one repeat six minutes (2 CPU cores, extra ``peers``).
 Prints medians over the repeats. All that is compared runs in turn in one process, each repeat from empty caches, and
   every allocation gives the loss of every example. Ratios are to the float pass timed beside. --chunk: ours in
   addition with so many allocations under vmap, for the curve against the population size on a GPU.
