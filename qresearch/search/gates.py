@@ -53,14 +53,17 @@ def shares_of(gates: Float[Array, "gate"], allowed: Sequence[bool]) -> Shares:
     return Shares(share, jnp.asarray([i for i, may in enumerate(allowed) if may], jnp.int32))
 
 
-def gated(signed: bool, widths: Widths) -> Quantizer:
+def gated(quantizer: Quantizer, widths: Widths) -> Quantizer:
     """x̂ = z Σ_w share_w R_w(clip(x)), R_w(x) = s_w round(x / s_w), s_w = 2β / (2^w - 1) or β / (2^w - 1) if unsigned.
 
     With shares of gates (``shares_of``) this is x_2 + z_4 (ε_4 + z_8 (ε_8 + ...)) of Bayesian Bits, whose residuals are
     ε_w = R_w - R_w/2, and the same with 3, 5 or 6 bits in between, whose grids do not refine each other. R_0 = 0.
-    Gradients as in ``quantizers.bayesian_bits``. ``bits`` is not read. Only ``apply`` is for use.
+    quantizer: a ``bayesian_bits``, whose sign and qparams these are, and whose gradients: the estimator of x and β
+    passes all rounding, and x̂ is linear in every gate. Its ``apply`` takes ``Gated`` qparams and reads no bits.
     van Baalen et al., Bayesian Bits: Unifying Quantization and Pruning, 2020, https://arxiv.org/abs/2005.07093.
     """
+
+    signed = is_signed(quantizer)
 
     def apply(qparams: Gated, x: Array, bits: Any, *, key: Array | None = None) -> Array:
         bound = jnp.maximum(qparams.bound, 1e-24)
@@ -78,10 +81,7 @@ def gated(signed: bool, widths: Widths) -> Quantizer:
         in_bound = in_steps(quantized - in_x * clipped, fixed)
         return straight_through(x_hat, jnp.broadcast_to(bound, x.shape), in_bound).astype(x.dtype)
 
-    def init(x: Array, bits: Any) -> Gated:
-        raise NotImplementedError("a gated quantizer takes the bound of a bayesian_bits quantizer")
-
-    return Quantizer(init, apply, init)
+    return quantizer._replace(apply=apply)
 
 
 def _rounded(clipped: Array, extent: Array, width: float) -> Array:
@@ -110,7 +110,7 @@ def gated_model(model: QuantizedModel, free: frozenset[tuple[str, str]]) -> Quan
     def changed(unit: Unit, operand: str, quantizer: Quantizer | None, widths: Widths) -> Quantizer | None:
         if quantizer is None or (unit.layer.name, operand) not in free:
             return quantizer
-        return gated(is_signed(quantizer), widths)
+        return gated(quantizer, widths)
 
     units = [
         dataclasses.replace(

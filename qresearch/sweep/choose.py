@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -23,6 +23,7 @@ from qresearch.models import Variables
 from qresearch.options import check_options
 from qresearch.population import evaluate_population
 from qresearch.prequantized import prequantize
+from qresearch.qmodel import QParams
 from qresearch.results.atomic import write_json
 from qresearch.search import SEARCHES, SearchSubject
 from qresearch.sensitivities import (
@@ -41,6 +42,14 @@ from qresearch.training import Trainer, check_recipe
 
 if TYPE_CHECKING:
     from qresearch.sweep.bench import Bench
+
+
+class Start(NamedTuple):
+    """What a search trained, for QAT to go on from. kept: [layer], the share of output channels that are not pruned."""
+
+    variables: Variables
+    qparams: QParams
+    kept: np.ndarray
 
 
 @dataclass(eq=False)
@@ -123,7 +132,7 @@ class Chooser:
         return bits
 
     def _train(self, config: RunConfig, key: str, variables: Variables) -> np.ndarray:
-        """The bits that a differentiable search finds; its trained weights are not used: the trial's flow decides."""
+        """The bits that a differentiable search finds; QAT goes on from what it trained where it hands that over."""
         setup, chosen, started = self.bench.setup, config.allocation, time.monotonic()
         subject = SearchSubject(
             self.bench.model(key, variables),
@@ -146,10 +155,19 @@ class Chooser:
             advance(1)
         taken = {"seconds": time.monotonic() - started, "measured": 0, "epochs": info["epochs"]}
         self.searches[config] = taken | {"table_seconds": 0.0}
+        start = info.get("starts", [None])[0]
+        if start is not None:
+            kept = np.asarray(info.get("kept", [[1.0] * len(bits[0])])[0])
+            self.starts[config] = Start(start[0], start[1], kept)
         return bits[0]
 
     @functools.cached_property
     def _trainers(self) -> dict[Any, Trainer]:
+        return {}
+
+    @functools.cached_property
+    def starts(self) -> dict[RunConfig, Start]:
+        """Where the QAT of a trial begins, if its search hands over what it trained."""
         return {}
 
     @functools.cached_property
@@ -191,8 +209,15 @@ class Chooser:
         if config.allocation.allocator in SEARCHES and config.flow != "float":
             data = with_first(self.bench.setup.data, config.search.examples)
             check_recipe(recipe_of(config.search), data, "search")
+            self._check_pruning(config)
         if config.flow != "float":
             self._check_budgets(config)
+
+    def _check_pruning(self, config: RunConfig) -> None:
+        """ConfigError where channels would have gates that rounding the float model ignores."""
+        weights = [rule.weight for rule in self.bench.rules if rule.weight is not None]
+        if config.flow == "ptq" and any("prune_axis" in dict(weight.options) for weight in weights):
+            raise ConfigError("prune_axis: only QAT goes on from a search that prunes channels; set 'flow: qat'")
 
     def _check_budgets(self, config: RunConfig) -> None:
         """BudgetError for a budget that not even the cheapest options meet, in the unit that the user gave it in."""
