@@ -77,6 +77,7 @@ def run_search(
         rows.append(
             {
                 "learned_bits": _mean_widths(found, shares),
+                "shares": _dense(found, shares),
                 "expected_cost": float(expected_cost(aims[i].prices, shares)),
                 "cost": float(priced.total_cost(allocation).item() / max(limit.item(), 1)),
                 "validation_score": trained.history[-1]["validation_score"] if trained.history else None,
@@ -119,8 +120,12 @@ def _problem(subject: SearchSubject, cost: str | Cost) -> tuple[Problem, tuple[O
 
 
 def _without(problem: Problem, kept: Float[np.ndarray, "layer"]) -> Problem:
-    """The problem with costs in proportion to the output channels that every layer keeps, rounded up to whole ones."""
-    return problem if np.all(kept == 1) else replace(problem, costs=np.ceil(problem.costs * kept[:, None]))
+    """The problem with costs in proportion to the kept output channels of every layer; whole costs are rounded up."""
+    if np.all(kept == 1):
+        return problem
+    costs = problem.costs * kept[:, None]
+    whole = problem.costs.dtype.kind != "f"
+    return replace(problem, costs=np.ceil(costs).astype(np.int64) if whole else costs)
 
 
 def _named(cost: str | Cost) -> tuple[str] | dict[str, Cost]:
@@ -216,6 +221,17 @@ def _distances(
             if (weight, input) in menu:
                 table[i, o] = by_width[0][weight] + by_width[1][input]
     return table
+
+
+def _dense(found: Sequence[Palette], shares: Sequence[tuple[Shares, Shares]]) -> list[list[dict[str, float]]]:
+    """Per layer, of its weight and of its input: {width: share}."""
+    return [
+        [
+            {f"{width:g}": float(share) for width, share in zip(widths, part.dense(len(widths)))}
+            for (widths, _), part in zip(palette.operands, pair)
+        ]
+        for palette, pair in zip(found, shares)
+    ]
 
 
 def _mean_widths(found: Sequence[Palette], shares: Sequence[tuple[Shares, Shares]]) -> list[list[float]]:

@@ -55,7 +55,8 @@ class Search(Protocol):
     bits: float32 [budget, layer, 2], every layer's on its menu, every total within its budget, and no more than 1 %
     below it where the menus allow that. All budgets are trials of one compiled step; none changes another's answer.
 
-    info: plain diagnostics, with one entry per budget: learned_bits [layer][2], expected_cost (of the learned widths)
+    info: plain diagnostics, with one entry per budget: learned_bits [layer][2], shares [layer][2] {width: share, or the
+    probability where the search has one}, expected_cost (of the learned widths)
     and cost (of bits) as shares of the budget, and validation_score (of the model with learned widths); and
     initial_bits [layer][2] and epochs, of all budgets together. A search that prunes channels adds kept [layer], the
     share that stays: budgets and costs then count those only. One that can be gone on from adds starts: the variables

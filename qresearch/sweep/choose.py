@@ -153,8 +153,10 @@ class Chooser:
             search = SEARCHES[chosen.allocator]
             bits, info = search(jax.random.key(config.seed), subject, cost, [budget], **dict(chosen.options))
             advance(1)
-        taken = {"seconds": time.monotonic() - started, "measured": 0, "epochs": info["epochs"]}
-        self.searches[config] = taken | {"table_seconds": 0.0}
+        taken = {"seconds": time.monotonic() - started, "measured": 0, "epochs": info["epochs"], "table_seconds": 0.0}
+        names = [layer.name for layer in subject.model.layers]
+        shares = {name: dict(zip(("weight", "input"), both)) for name, both in zip(names, info["shares"][0])}
+        self.searches[config] = taken | {"shares": shares}
         start = info.get("starts", [None])[0]
         if start is not None:
             kept = np.asarray(info.get("kept", [[1.0] * len(bits[0])])[0])
@@ -171,8 +173,8 @@ class Chooser:
         return {}
 
     @functools.cached_property
-    def searches(self) -> dict[RunConfig, dict[str, float]]:
-        """What the search of each trial took."""
+    def searches(self) -> dict[RunConfig, dict[str, Any]]:
+        """What the search of each trial took, and how sure of its widths it was, if it learned any."""
         return {}
 
     def allocate(self, config: RunConfig, table: Sensitivity, measure: Measure | None = None) -> np.ndarray:

@@ -37,7 +37,12 @@ def test_qat_goes_on_with_fixed_gates_and_records_count_kept_channels(tmp_path):
     for width, share in zip(weights, kept.values()):
         assert any(np.isclose(width, share * bits) for bits in (2, 4, 8))
     assert record["costs"]["relative_bops"] <= ALLOCATION["budget"]
-    assert record["metrics"]["search"]["epochs"] == 4
+    search = record["metrics"]["search"]
+    assert search["epochs"] == 4
+    chances = search["shares"]["linear1/kernel"]
+    assert set(chances["weight"]) == set(chances["input"]) == {"2", "4", "8"}
+    np.testing.assert_allclose(sum(chances["input"].values()), 1, rtol=1e-5)
+    assert sum(chances["weight"].values()) < 1  # the rest of the channels is pruned
 
 
 def test_rounding_the_float_model_with_channel_gates_is_refused(tmp_path, capsys):
