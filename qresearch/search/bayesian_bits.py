@@ -54,10 +54,12 @@ def bayesian_bits(
     info has, besides what every search has: kept [budget][layer], the share of output channels that stay, which the
     budgets and info's costs count; and starts, per budget the (variables, qparams) to fine-tune from with fixed gates,
     None unless all quantizers with a choice of widths are ``bayesian_bits``.
-    Where we differ: gates are independent of the noise of others and sampled once per step for the whole batch (so are
-    the authors'); closed gates may open again; the cost of pruned channels falls in their own layer only, not in the
-    next one's input; a layer's cost is taken to be proportional to its kept channels; there is no gate for the least
-    width of a menu (the authors' inputs have none either).
+    Where we differ: the widths are those of any menu, whose grids need not refine each other; a closed gate may open
+    again (the authors skip it for good at φ <= -2); gates of float widths start closed, all others open; a budget; the
+    cost of pruned channels falls in their own layer only, not in the inputs of the next one, and is taken to be in
+    proportion to them; weights, gates and bounds share one recipe and its schedule, but not one rate (``travel``).
+    As in the authors' code, the loss is a mean over examples (a tempered likelihood), one draw of the gates serves a
+    batch, and the least width of a menu has no gate, save those of channels.
     ConfigError for a quantizer per group.
     """
     learned = learner(subject)
