@@ -198,7 +198,7 @@ def make_trainer(program: Program, task: Task, recipe: Recipe, data: Dataset, va
     """
     check_recipe(recipe, data)
     steps = len(data.train) // recipe.batch_size
-    transform = _transform(recipe)
+    transform = make_transform(recipe)
     step = jax.jit(_step_function(program, task, data.prepare, recipe, transform, steps))
     return Trainer(program, task, recipe, data, validation, step, steps, lambda *trainable: transform.init(trainable))
 
@@ -230,7 +230,7 @@ def check_recipe(recipe: Recipe, data: Dataset, section: str = "recipe") -> None
 def _step_function(
     program: Program, task: Task, prepare: Prepare, recipe: Recipe, transform: Any, steps: int
 ) -> Callable[..., tuple[State, Array]]:
-    schedule, augment = _schedule(recipe, steps), AUGMENTATIONS[recipe.augment]
+    schedule, augment = make_schedule(recipe, steps), AUGMENTATIONS[recipe.augment]
     total = max(recipe.epochs * steps, 1)
 
     def step(state: State, setting: Any, inputs: Array, targets: Array, indices: Array) -> tuple[State, Array]:
@@ -241,7 +241,7 @@ def _step_function(
         learnable = program.learnable(state.qparams)
 
         def loss_of(trainable: tuple[Any, Any]) -> tuple[Array, dict[str, Any]]:
-            variables, qparams = _merge(state, trainable)
+            variables, qparams = merge(state, trainable)
             outputs, new = program.train(variables, qparams, bits, x, jax.random.fold_in(key, state.step))
             return jnp.mean(task.loss(outputs, y)) + program.penalty(qparams, bits, state.step / total), new
 
@@ -250,7 +250,7 @@ def _step_function(
         updates, optimizer = transform.update(gradient, state.optimizer, trainable)
         rate = -learning_rate * schedule(state.step)
         trainable = optax.apply_updates(trainable, jax.tree.map(lambda u: (rate * u).astype(u.dtype), updates))
-        variables, qparams = _merge(state, trainable)
+        variables, qparams = merge(state, trainable)
         return State({**variables, **new}, qparams, optimizer, state.step + 1), loss
 
     return step
@@ -261,15 +261,15 @@ def _trainable(variables: dict[str, Any], qparams: Any, learnable: Any) -> tuple
     return variables["params"], jax.tree.map(lambda learn, leaf: leaf if learn else None, learnable, qparams)
 
 
-def _merge(state: State, trainable: tuple[Any, Any]) -> tuple[dict[str, Any], Any]:
+def merge(state: State, trainable: tuple[Any, Any]) -> tuple[dict[str, Any], Any]:
+    """(variables, qparams) of a state with these trainable values in them."""
     params, learned = trainable
-    qparams = jax.tree.map(
-        lambda new, old: old if new is None else new, learned, state.qparams, is_leaf=lambda leaf: leaf is None
-    )
+    still = functools.partial(jax.tree.map, is_leaf=lambda leaf: leaf is None)
+    qparams = still(lambda new, old: old if new is None else new, learned, state.qparams)
     return {**state.variables, "params": params}, qparams
 
 
-def _transform(recipe: Recipe) -> optax.GradientTransformation:
+def make_transform(recipe: Recipe) -> optax.GradientTransformation:
     """The optimizer without its learning rate, so that the rate can be traced."""
     decay = optax.masked(optax.add_decayed_weights(recipe.weight_decay), (True, False))
     clip = [optax.clip_by_global_norm(recipe.clip_norm)] if recipe.clip_norm else []
@@ -279,7 +279,7 @@ def _transform(recipe: Recipe) -> optax.GradientTransformation:
     return optax.chain(*clip, *([decay] if recipe.weight_decay else []), core[recipe.optimizer]())
 
 
-def _schedule(recipe: Recipe, steps: int) -> Callable[[Array], Array]:
+def make_schedule(recipe: Recipe, steps: int) -> Callable[[Array], Array]:
     """The factor on the learning rate at a step."""
     warmup, total = recipe.warmup_epochs * steps, max(recipe.epochs * steps, 1)
     if recipe.schedule == "cosine":

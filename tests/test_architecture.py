@@ -64,7 +64,7 @@ ONLY = {
 # Libraries that belong to one place, as path prefixes below the package.
 LIBRARIES = {
     "flax": "models/",
-    "numpyro": "allocation/bayes.py",
+    "numpyro": ("allocation/bayes.py", "search/svi.py"),
     "matplotlib": "report/",
     "plotly": "report/",
 }

@@ -4,12 +4,14 @@ weights, and picks an option for every layer within each budget. To add one: wri
 
 from __future__ import annotations
 
+from qresearch.search.bayesian_bits import bayesian_bits
 from qresearch.search.dq import dq
 from qresearch.search.edmips import edmips
 from qresearch.search.fracbits import fracbits
 from qresearch.search.subject import Search, SearchSubject
 
 SEARCHES: dict[str, Search] = {
+    "bayesian_bits": bayesian_bits,
     "dq": dq,
     "edmips": edmips,
     "fracbits": fracbits,

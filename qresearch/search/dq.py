@@ -19,6 +19,7 @@ from qresearch.qmodel import QuantizedModel, quantize_model
 from qresearch.quantizers import Quantizer
 from qresearch.quantizers.dq import learned_bits
 from qresearch.rules import SiteRule
+from qresearch.search.gates import is_signed
 from qresearch.search.run import run_search, squared_distance
 from qresearch.search.shares import confined, ends, interpolated, palettes, start_width
 from qresearch.search.subject import Learner, Realised, SearchSubject
@@ -62,7 +63,7 @@ def learner(subject: SearchSubject, quantizer: str = "dq_u3") -> Learner:
     initial = np.asarray([[start_width(*one) for one in palette.operands] for palette in found], np.float32)
     bits = jnp.asarray(np.where(np.isin(initial, OBEYED), initial, 8.0))
     free = {  # the sites whose width is learned, and whether their codes have a sign
-        (unit.layer.name, operand): _is_signed(site)
+        (unit.layer.name, operand): is_signed(site)
         for unit, palette in zip(model.units, found)
         for site, operand, (_, allowed) in zip((unit.weight, unit.input), ("weight", "input"), palette.operands)
         if site is not None and _learns(site) and sum(allowed) > 1
@@ -119,12 +120,6 @@ def _dq_model(subject: SearchSubject, quantizer: str) -> QuantizedModel:
 
 def _learns(quantizer: Quantizer | None) -> bool:
     return quantizer is not None and "learns_bits" in quantizer.traits
-
-
-def _is_signed(quantizer: Quantizer) -> bool:
-    """Whether its codes have a sign: an unsigned grid takes what is negative to 0."""
-    negative = -jnp.ones(1)
-    return bool(quantizer.apply(quantizer.init(-negative, 8.0), negative, 8.0)[0] < 0)
 
 
 def _moved(start: Any, moved: Any, gain: Array) -> Any:

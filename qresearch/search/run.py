@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -27,11 +28,14 @@ GROWTH = 0.5  # the share of the training in which the penalty grows to its whol
 
 
 class Aim(NamedTuple):
-    """The traced part of a search. prices: of every layer [weight width, input width], as shares of the budget."""
+    """The traced part of a search. prices: of every layer [weight width, input width], as shares of the budget.
+    strength: of the penalty for what exceeds it. prior: how often the learner's prior is added to the loss.
+    """
 
     prices: tuple[Array, ...]
     strength: Array
     gain: Array
+    prior: Array
 
 
 def run_search(
@@ -43,15 +47,17 @@ def run_search(
     budgets: ArrayLike,
     strength: float,
     travel: float,
+    prior: float = 0.0,
 ) -> tuple[Float[np.ndarray, "budget layer 2"], dict[str, Any]]:
     """Trains ``learner`` once for every budget, all in one compiled step, and makes the outcomes discrete.
 
-    name: of the search, with its static options. The others, and what is returned: see ``Search``.
+    name: of the search, with its static options. prior: with one, budgets are upper limits, which need not be used up.
+    The others, and what is returned: see ``Search``.
     """
     problem, options = _problem(subject, cost)
     limits = check_budgets(problem, budgets)
     trainer, start = _trainer(name, learner, subject), learner.start(subject)
-    aims = _aims(subject, cost, problem, limits[:, 0], strength, travel / trainer.steps_per_epoch)
+    aims = _aims(subject, cost, problem, limits[:, 0], strength, travel / trainer.steps_per_epoch, prior)
     seed = int(generator(key).integers(2**31 - 1))
     trials = [Trial(subject.variables, start, aim, subject.learning_rate, seed) for aim in aims]
     found, rows = palettes(subject.model), []
@@ -61,18 +67,27 @@ def run_search(
         if trained.failure is not None:
             what = f"search '{name}', {problem.constraint_names[0]} budget {limit.item():g}"
             raise TrainingError(f"{what}: {trained.failure}")
-        shares = learner.realise(trained.last[1], aims[i].gain).shares
+        (variables, learned), gain = trained.last, aims[i].gain
+        shares = learner.realise(learned, gain).shares
         table = _distances(learner, found, subject.model.menus, options, shares)
-        allocation = allocate_near(table, problem, np.ravel(budgets)[i])
+        kept = np.ones(len(found)) if learner.kept is None else learner.kept(learned, gain)
+        priced = _without(problem, kept)
+        allocation = allocate_near(table, priced, np.ravel(budgets)[i], spend=prior == 0)
         bits[i] = np.asarray(options)[allocation]
         rows.append(
             {
                 "learned_bits": _mean_widths(found, shares),
+                "shares": _dense(found, shares),
                 "expected_cost": float(expected_cost(aims[i].prices, shares)),
-                "cost": float(problem.total_cost(allocation).item() / max(limit.item(), 1)),
+                "cost": float(priced.total_cost(allocation).item() / max(limit.item(), 1)),
                 "validation_score": trained.history[-1]["validation_score"] if trained.history else None,
             }
         )
+        if learner.kept is not None:
+            rows[-1]["kept"] = kept.tolist()
+        if learner.handover is not None:
+            qparams = learner.handover(learned, gain)
+            rows[-1]["starts"] = None if qparams is None else (variables, qparams)
     info: dict[str, Any] = {field: [row[field] for row in rows] for field in rows[0]}
     initial = learner.realise(start, aims[0].gain).shares
     return bits, info | {"initial_bits": _mean_widths(found, initial), "epochs": len(trials) * subject.recipe.epochs}
@@ -104,12 +119,27 @@ def _problem(subject: SearchSubject, cost: str | Cost) -> tuple[Problem, tuple[O
     ), options
 
 
+def _without(problem: Problem, kept: Float[np.ndarray, "layer"]) -> Problem:
+    """The problem with costs in proportion to the kept output channels of every layer; whole costs are rounded up."""
+    if np.all(kept == 1):
+        return problem
+    costs = problem.costs * kept[:, None]
+    whole = problem.costs.dtype.kind != "f"
+    return replace(problem, costs=np.ceil(costs).astype(np.int64) if whole else costs)
+
+
 def _named(cost: str | Cost) -> tuple[str] | dict[str, Cost]:
     return (cost,) if isinstance(cost, str) else {cost.unit: cost}
 
 
 def _aims(
-    subject: SearchSubject, cost: str | Cost, problem: Problem, limits: np.ndarray, strength: float, travel: float
+    subject: SearchSubject,
+    cost: str | Cost,
+    problem: Problem,
+    limits: np.ndarray,
+    strength: float,
+    travel: float,
+    prior: float,
 ) -> list[Aim]:
     """travel: per epoch."""
     rate = subject.learning_rate * subject.recipe.epochs
@@ -119,7 +149,7 @@ def _aims(
     least = 1e-6 * np.where(problem.allowed, problem.costs[0], 0).max(axis=1).sum()
     divisors = np.maximum(limits, max(least, 1e-30))
     relative = [tuple(jnp.asarray(table / divisor, jnp.float32) for table in prices) for divisor in divisors]
-    return [Aim(tables, jnp.float32(strength), gain) for tables in relative]
+    return [Aim(tables, jnp.float32(strength), gain, jnp.float32(prior)) for tables in relative]
 
 
 def prices_of(subject: SearchSubject, cost: str | Cost) -> list[np.ndarray]:
@@ -149,7 +179,8 @@ def _trainer(name: str, learner: Learner, subject: SearchSubject) -> Trainer:
         x = (subject.x[: subject.recipe.batch_size], jax.random.key(0))
         twin = learner.model.twin(subject.train_fn, subject.variables, x)
         program = _program(learner, twin)
-        subject.trainers[key] = make_trainer(program, subject.task, subject.recipe, subject.data, subject.validation)
+        trainer = make_trainer(program, subject.task, subject.recipe, subject.data, subject.validation)
+        subject.trainers[key] = trainer if learner.trainer is None else learner.trainer(trainer, twin)
     return subject.trainers[key]
 
 
@@ -166,7 +197,8 @@ def _program(learner: Learner, twin: Any) -> Program:
 
     def penalty(learned: Any, aim: Aim, progress: Array) -> Array:
         excess = jax.nn.relu(expected_cost(aim.prices, learner.realise(learned, aim.gain).shares) - 1.0)
-        return aim.strength * jnp.minimum(progress / GROWTH, 1.0) * excess
+        total = aim.strength * jnp.minimum(progress / GROWTH, 1.0) * excess
+        return total if learner.prior is None else total + aim.prior * learner.prior(learned, aim.gain)
 
     return Program(train, forward, learner.learnable, penalty)
 
@@ -189,6 +221,17 @@ def _distances(
             if (weight, input) in menu:
                 table[i, o] = by_width[0][weight] + by_width[1][input]
     return table
+
+
+def _dense(found: Sequence[Palette], shares: Sequence[tuple[Shares, Shares]]) -> list[list[dict[str, float]]]:
+    """Per layer, of its weight and of its input: {width: share}."""
+    return [
+        [
+            {f"{width:g}": float(share) for width, share in zip(widths, part.dense(len(widths)))}
+            for (widths, _), part in zip(palette.operands, pair)
+        ]
+        for palette, pair in zip(found, shares)
+    ]
 
 
 def _mean_widths(found: Sequence[Palette], shares: Sequence[tuple[Shares, Shares]]) -> list[list[float]]:

@@ -55,9 +55,12 @@ class Search(Protocol):
     bits: float32 [budget, layer, 2], every layer's on its menu, every total within its budget, and no more than 1 %
     below it where the menus allow that. All budgets are trials of one compiled step; none changes another's answer.
 
-    info: plain diagnostics, with one entry per budget: learned_bits [layer][2], expected_cost (of the learned widths)
+    info: plain diagnostics, with one entry per budget: learned_bits [layer][2], shares [layer][2] {width: share, or the
+    probability where the search has one}, expected_cost (of the learned widths)
     and cost (of bits) as shares of the budget, and validation_score (of the model with learned widths); and
-    initial_bits [layer][2] and epochs, of all budgets together.
+    initial_bits [layer][2] and epochs, of all budgets together. A search that prunes channels adds kept [layer], the
+    share that stays: budgets and costs then count those only. One that can be gone on from adds starts: the variables
+    and the qparams of ``subject.model``, or None.
     Raises ``BudgetError`` for a budget that no allocation meets, with the smallest that could be met, before anything
     is trained; ``TrainingError`` where the loss stops being finite; ``ConfigError`` for an unfit recipe or option.
     """
@@ -84,6 +87,11 @@ class Learner(NamedTuple):
     realise(learned, gain) -> ``Realised``; gain: what a learned width is to be multiplied by, so that one learning rate
     serves it and the weights (``travel`` of the searches). distance(shares, widths) -> [width]: what the discrete step
     loses where it gives an operand each of these widths.
+
+    prior(learned, gain): added to the loss as often as the search's ``prior`` says. kept(learned, gain) -> [layer]: the
+    share of output channels that stay, where it prunes any; shares of widths then add up to less than 1. handover(
+    learned, gain): the qparams of the subject's own model to go on from, or None. trainer(trainer, twin): a trainer
+    with a step of its own.
     """
 
     model: QuantizedModel
@@ -91,3 +99,7 @@ class Learner(NamedTuple):
     learnable: Callable[[Any], Any]
     realise: Callable[[Any, Array], Realised]
     distance: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    prior: Callable[[Any, Array], Array] | None = None
+    kept: Callable[[Any, Array], np.ndarray] | None = None
+    handover: Callable[[Any, Array], Any] | None = None
+    trainer: Callable[[Trainer, QuantizedModel], Trainer] | None = None

@@ -27,6 +27,7 @@ from qresearch.sweep.assemble import (
     setup_of,
     shapes_of,
 )
+from qresearch.sweep.check_choice import check_choice
 from qresearch.sweep.choose import Chooser
 from qresearch.sweep.fit import check_fit
 from qresearch.sweep.keep import pin_ends
@@ -126,7 +127,7 @@ class Bench:
             if config.flow == "qat":
                 check_recipe(recipe_of(config.qat), with_first(self.setup.data, config.qat.examples), "qat")
             if config.flow != "float":
-                self.chooser.check(config)
+                check_choice(self, config)
             methods_of(config)
 
     def trainer(self, key: str, variables: Variables, config: RunConfig) -> Trainer:

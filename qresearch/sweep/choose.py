@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import functools
-import json
-import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 from jaxtyping import Float
 
-from qresearch.allocation import ALLOCATORS, Measure, Problem, check_budgets, merge_groups, refine
+from qresearch.allocation import ALLOCATORS, Measure, Problem, check_budgets, refine
 from qresearch.calibration import MenuQParams
-from qresearch.config import RunConfig, SensitivityConfig, config_hash
+from qresearch.config import RunConfig, SensitivityConfig
 from qresearch.data.dataset import with_first
-from qresearch.errors import BudgetError, ConfigError, GraphError
 from qresearch.evaluation import Batches, make_batches
 from qresearch.models import Variables
-from qresearch.options import check_options
 from qresearch.population import evaluate_population
 from qresearch.prequantized import prequantize
-from qresearch.results.atomic import make_folder, read_bytes, write_json
+from qresearch.results.atomic import write_json
 from qresearch.search import SEARCHES, SearchSubject
 from qresearch.sensitivities import (
     SENSITIVITIES,
@@ -38,14 +32,12 @@ from qresearch.sensitivities import (
     tied_layers,
 )
 from qresearch.sweep.assemble import costs_of, recipe_of
+from qresearch.sweep.found import Found, Start, load_found, save_found
 from qresearch.sweep.sensitivity_json import joint_json, table_json
-from qresearch.training import Trainer, check_recipe
+from qresearch.training import Trainer
 
 if TYPE_CHECKING:
     from qresearch.sweep.bench import Bench
-
-
-Found = tuple[np.ndarray, dict[str, float]]  # bits [layer, 2], and what it took to find them
 
 
 @dataclass(eq=False)
@@ -109,35 +101,18 @@ class Chooser:
     def search(self, config: RunConfig, key: str, variables: Variables, qparams: MenuQParams) -> np.ndarray:
         """Bits [layer, 2] within the trial's budgets, by its allocator or its search that trains.
 
-        ``searches`` keeps what it took: seconds, how many allocations it measured, epochs that it trained, and the
-        seconds of the sensitivity table, which other trials may share. The bits are stored as ``searches/*.json`` as
-        soon as they are found, so that a run that is stopped before it has evaluated them does not search again.
+        ``found`` keeps what it took: seconds, how many allocations it measured, epochs that it trained, and the
+        seconds of the sensitivity table, which other trials may share. It is stored in ``searches`` as soon as it is
+        known, so that a run that is stopped before it has evaluated the bits does not search again.
         """
-        path = self.bench.folder / "searches" / f"{config_hash(config)[:16]}.json"
-        found = self._stored(path)
+        folder, report = self.bench.folder / "searches", self.bench.reporter.line
+        found = load_found(folder, config, self.bench.sketch, variables, self.bench.calibration_inputs, report)
         if found is None:
             trains = config.allocation.allocator in SEARCHES
-            bits, taken = (
-                self._train(config, key, variables) if trains else self._solve(config, key, variables, qparams)
-            )
-            make_folder(path.parent)
-            write_json(path, {"bits": bits.tolist(), "taken": taken})
-            found = bits, taken
-        self.searches[config] = found[1]
-        return found[0]
-
-    def _stored(self, path: Path) -> Found | None:
-        if not path.is_file():
-            return None
-        try:
-            content = json.loads(read_bytes(path))
-            bits, taken = np.asarray(content["bits"], np.float32), dict(content["taken"])
-            if bits.shape == (len(self.bench.sketch.layers), 2):
-                return bits, taken
-        except (ValueError, KeyError, TypeError):
-            pass
-        self.bench.reporter.line(f"{path}: is damaged; the search is run again")
-        return None
+            found = self._train(config, key, variables) if trains else self._solve(config, key, variables, qparams)
+            save_found(folder, config, found)
+        self.found[config] = found
+        return found.bits
 
     def _solve(self, config: RunConfig, key: str, variables: Variables, qparams: MenuQParams) -> Found:
         """The bits that an allocator chooses, from a sensitivity table and, where it asks, from measured losses."""
@@ -151,7 +126,7 @@ class Chooser:
 
         bits = self.allocate(config, table, counted)
         taken = {"seconds": time.monotonic() - started, "measured": measured[0], "epochs": 0}
-        return bits, taken | {"table_seconds": self._seconds[key, config.sensitivity]}
+        return Found(bits, taken | {"table_seconds": self._seconds[key, config.sensitivity]})
 
     def _train(self, config: RunConfig, key: str, variables: Variables) -> Found:
         """The bits that a differentiable search finds; its trained weights are not used: the trial's flow decides."""
@@ -175,16 +150,20 @@ class Chooser:
             search = SEARCHES[chosen.allocator]
             bits, info = search(jax.random.key(config.seed), subject, cost, [budget], **dict(chosen.options))
             advance(1)
-        taken = {"seconds": time.monotonic() - started, "measured": 0, "epochs": info["epochs"]}
-        return bits[0], taken | {"table_seconds": 0.0}
+        taken = {"seconds": time.monotonic() - started, "measured": 0, "epochs": info["epochs"], "table_seconds": 0.0}
+        names = [layer.name for layer in subject.model.layers]
+        shares = {name: dict(zip(("weight", "input"), both)) for name, both in zip(names, info["shares"][0])}
+        start = info.get("starts", [None])[0]
+        kept = np.asarray(info.get("kept", [[1.0] * len(names)])[0])
+        return Found(bits[0], taken | {"shares": shares}, None if start is None else Start(start[0], start[1], kept))
 
     @functools.cached_property
     def _trainers(self) -> dict[Any, Trainer]:
         return {}
 
     @functools.cached_property
-    def searches(self) -> dict[RunConfig, dict[str, float]]:
-        """What the search of each trial took."""
+    def found(self) -> dict[RunConfig, Found]:
+        """What the search of each trial found."""
         return {}
 
     def allocate(self, config: RunConfig, table: Sensitivity, measure: Measure | None = None) -> np.ndarray:
@@ -214,53 +193,3 @@ class Chooser:
 
     def _groups(self, config: RunConfig) -> tuple[tuple[int, ...], ...]:
         return tied_layers([layer.name for layer in self.bench.sketch.layers], config.quantize.tied)
-
-    def check(self, config: RunConfig) -> None:
-        """Refuses methods and options that are not there, and budgets that no allocation meets."""
-        _check_options(config)
-        if config.allocation.allocator in SEARCHES and config.flow != "float":
-            data = with_first(self.bench.setup.data, config.search.examples)
-            check_recipe(recipe_of(config.search), data, "search")
-        if config.flow != "float":
-            self._check_budgets(config)
-
-    def _check_budgets(self, config: RunConfig) -> None:
-        """BudgetError for a budget that not even the cheapest options meet, in the unit that the user gave it in."""
-        model, allocation = self.bench.sketch, config.allocation
-        if not model.layers:
-            raise GraphError(f"flow {config.flow}: the rules leave every layer in float; use flow float")
-        if allocation.budget is None:
-            return
-        options = tuple(sorted({option for menu in model.menus for option in menu}))
-        allowed = np.asarray([[0.0 if option in menu else np.inf for option in options] for menu in model.menus])
-        problem, limits = self.problem(config, Sensitivity(allowed, allowed, options, 0.0))
-        merged, _ = merge_groups(problem)
-        given = {"allocation.budget": (allocation.cost, allocation.budget)}
-        given |= {f"allocation.limits.{name}": (name, value) for name, value in allocation.limits}
-        for (key, (name, value)), costs, limit in zip(given.items(), merged.costs, limits[0]):
-            cheapest, cost = np.where(merged.allowed, costs, np.inf).min(axis=1).sum(), costs_of(config)[name]
-            if limit < cheapest:
-                least = _rounded_up(float(cheapest / cost.total(model.counts)))
-                raise BudgetError(
-                    f"{key}: {value:g} {cost.unit} ({name}) is below the cheapest allocation of the menus; give at"
-                    f" least {least:g}"
-                )
-
-
-def _check_options(config: RunConfig) -> None:
-    allocation, measured = config.allocation, config.sensitivity
-    choosers: dict[str, Callable[..., Any]] = {**ALLOCATORS, **SEARCHES}
-    allocator = choosers[allocation.allocator]
-    for key, given in (("limits", allocation.limits), ("refine", allocation.refine)):
-        if allocation.allocator in SEARCHES and given:
-            what = f"search '{allocation.allocator}' trains for one budget, and nothing refines it"
-            raise ConfigError(f"allocation.{key}: {what}; leave it out")
-    check_options("allocation", f"allocator '{allocation.allocator}'", allocator, dict(allocation.options))
-    method = SENSITIVITIES[measured.method]
-    check_options("sensitivity", f"method '{measured.method}'", method, dict(measured.options))
-
-
-def _rounded_up(value: float) -> float:
-    """The next number of four digits: one that a user can type, and that is enough."""
-    unit = 10.0 ** (math.floor(math.log10(value)) - 3) if value > 0 else 1.0
-    return math.ceil(value / unit - 1e-9) * unit

@@ -23,6 +23,7 @@ from qresearch.qmodel import QuantizedModel
 from qresearch.rules import Option
 from qresearch.sweep.bench import Bench
 from qresearch.sweep.floats import FloatModel, float_key
+from qresearch.sweep.found import Start
 from qresearch.sweep.keep import keep_sensitive
 from qresearch.sweep.outcome import Outcome, checkpoint_path, summary
 from qresearch.sweep.post_training import run_methods
@@ -35,8 +36,8 @@ FLOAT_BITS = 32.0
 def run_bench(bench: Bench, configs: Sequence[RunConfig], floats: dict[str, FloatModel]) -> Iterator[Outcome]:
     """Runs every trial of a bench and yields each outcome as soon as it is known, with what its search took."""
     for outcome in _run_trials(bench, configs, floats):
-        taken = bench.chooser.searches.get(outcome.config)
-        yield outcome if taken is None else outcome._replace(extra={**outcome.extra, "search": taken})
+        found = bench.chooser.found.get(outcome.config)
+        yield outcome if found is None else outcome._replace(extra={**outcome.extra, "search": found.taken})
 
 
 def _run_trials(bench: Bench, configs: Sequence[RunConfig], floats: dict[str, FloatModel]) -> Iterator[Outcome]:
@@ -59,7 +60,7 @@ def _run_trials(bench: Bench, configs: Sequence[RunConfig], floats: dict[str, Fl
         yield from run_methods(bench, bench.model(key, variables), variables, table, treated, bits)
         for config in members:
             if config in bits and config.flow == "qat":
-                trial = _trial(config, variables, table, bits[config])
+                trial = _trial(bench, config, variables, table, bits[config])
                 qat.setdefault(bench.trainer(key, variables, config), []).append((config, trial))
     for trainer, trials in qat.items():
         yield from _train(bench, trainer, trials)
@@ -139,13 +140,23 @@ def _row(scores: Scores, i: int) -> Scores:
     return Scores(scores.loss[i], scores.score[i])
 
 
-def _trial(config: RunConfig, variables: Variables, table: MenuQParams, bits: np.ndarray) -> Trial:
+def _trial(bench: Bench, config: RunConfig, variables: Variables, table: MenuQParams, bits: np.ndarray) -> Trial:
+    """A QAT trial, from where its search left off, or else from the float weights and calibrated qparams."""
+    start = _start(bench, config)
+    if start is not None:
+        return Trial(start.variables, start.qparams, bits, config.qat.learning_rate, config.seed)
     qparams = jax.tree.map(lambda leaf: leaf[0], select_many(table, bits[None]))
     return Trial(variables, qparams, bits, config.qat.learning_rate, config.seed)
 
 
+def _start(bench: Bench, config: RunConfig) -> Start | None:
+    """Where the QAT of a trial begins, if its search hands over what it trained."""
+    found = bench.chooser.found.get(config)
+    return None if found is None else found.start
+
+
 def _train(bench: Bench, trainer: Trainer, trials: Sequence[tuple[RunConfig, Trial]]) -> Iterator[Outcome]:
-    """QAT trials, from the float weights and calibrated qparams; those of one trainer are one population."""
+    """QAT trials; those of one trainer are one population."""
     epochs = trainer.recipe.epochs
     with bench.reporter.phase("QAT (epochs)", len(trials) * epochs) as advance:
         outcomes = trainer.train([trial for _, trial in trials], on_epoch=epochs_done(advance, epochs))
@@ -158,14 +169,27 @@ def _train(bench: Bench, trainer: Trainer, trials: Sequence[tuple[RunConfig, Tri
 def _trained(
     bench: Bench, trainer: Trainer, config: RunConfig, trial: Trial, trained: Trained, started: float
 ) -> Outcome:
-    bits = np.asarray(trial.bits)
+    bits, channels = _with_pruned(bench, config, np.asarray(trial.bits))
     if trained.failure is not None:
         return Outcome(config, bits, time.monotonic() - started, extra=_history(trained), failure=trained.failure)
     best, last = ((*part, trial.bits) for part in (trained.best, trained.last))
     test, validation = (_own_scores(trainer, best, split) for split in (bench.test, bench.validation))
-    extra = {"last": {"test": summary(_own_scores(trainer, last, bench.test), trainer.task)}, **_history(trained)}
+    extra = {
+        "last": {"test": summary(_own_scores(trainer, last, bench.test), trainer.task)},
+        **_history(trained),
+        **channels,
+    }
     save_checkpoint(checkpoint_path(bench.folder, config), {"variables": trained.best[0], "qparams": trained.best[1]})
     return Outcome(config, bits, time.monotonic() - started, test, validation, extra)
+
+
+def _with_pruned(bench: Bench, config: RunConfig, bits: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+    """Bits [layer, 2] in which pruned channels count as weights of 0 bits, and the share of channels that are kept."""
+    start = _start(bench, config)
+    if start is None or np.all(start.kept == 1):
+        return bits, {}
+    kept = {layer.name: float(share) for layer, share in zip(bench.sketch.layers, start.kept)}
+    return bits * np.stack([start.kept, np.ones_like(start.kept)], axis=1), {"channels_kept": kept}
 
 
 def _own_scores(trainer: Trainer, own: Any, batches: Any) -> Scores:

@@ -28,7 +28,7 @@ from qresearch.sweep.floats import float_trainer
 from qresearch.tasks import TASKS
 from qresearch.training import Recipe, Trainer, Trial, make_trainer
 
-pytestmark = pytest.mark.slow  # about two minutes: nine searches of a CNN and a QAT of every outcome
+pytestmark = pytest.mark.slow  # minutes: twelve searches of a CNN and a QAT of every outcome
 
 SEEDS = (0, 1, 2)
 WIDTHS = (2, 3, 4, 5, 6, 8)

@@ -64,6 +64,8 @@ def test_every_layer_takes_an_option_of_its_menu_and_pinned_layers_their_only_on
         if len(menu) == 1:
             assert info["learned_bits"][0][layer] == info["initial_bits"][layer] == list(menu[0])
     assert sum(len(menu) == 1 for menu in model.menus) == 1
+    for shares in itertools.chain(*info["shares"][0]):
+        np.testing.assert_allclose(sum(shares.values()), 1, rtol=1e-5)
 
 
 @EVERY

@@ -1,0 +1,51 @@
+"""A search that prunes channels, from a config: QAT goes on from it, and records count what is left."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+from small_sweep import SMALL, settings, stored, write_small
+
+from qresearch.cli import main
+
+QUANTIZE = {
+    "weight": {"quantizer": "bayesian_bits", "granularity": "per_tensor", "options": {"prune_axis": -1}},
+    "input": {"quantizer": "bayesian_bits"},
+    "menu": {"weight": [2, 4, 8], "input": [2, 4, 8]},
+}
+ALLOCATION = {
+    "allocator": "bayesian_bits",
+    "cost": "relative_bops",
+    "budget": 0.05,
+    "options": {"mu": 0.5, "strength": 0.0, "travel": 100.0},
+}
+VALUES = [f"quantize={json.dumps(QUANTIZE)}", f"allocation={json.dumps(ALLOCATION)}", "float.epochs=1", "qat.epochs=1"]
+VALUES += ["search={epochs: 4, batch_size: 128, learning_rate: 1e-3}"]
+
+
+def test_qat_goes_on_with_fixed_gates_and_records_count_kept_channels(tmp_path):
+    sweep = json.dumps({"list": [{"flow": "qat"}]})
+    values = settings(*VALUES, f"sweep={sweep}", f"output={tmp_path / 'out'}")
+    assert main(["sweep", str(write_small(tmp_path, SMALL)), *values]) == 0
+    (record,) = stored(tmp_path / "out").values()
+    kept = record["metrics"]["channels_kept"]
+    assert 0 < min(kept.values()) < 1
+    assert kept["linear3/kernel"] == 1
+    weights, inputs = np.asarray(record["allocation"]["bits"]).T
+    assert set(inputs) <= {2, 4, 8}
+    for width, share in zip(weights, kept.values()):
+        assert any(np.isclose(width, share * bits) for bits in (2, 4, 8))
+    assert record["costs"]["relative_bops"] <= ALLOCATION["budget"]
+    search = record["metrics"]["search"]
+    assert search["epochs"] == 4
+    chances = search["shares"]["linear1/kernel"]
+    assert set(chances["weight"]) == set(chances["input"]) == {"2", "4", "8"}
+    np.testing.assert_allclose(sum(chances["input"].values()), 1, rtol=1e-5)
+    assert sum(chances["weight"].values()) < 1  # the rest of the channels is pruned
+
+
+def test_rounding_the_float_model_with_channel_gates_is_refused(tmp_path, capsys):
+    values = settings(*VALUES, "sweep=null", f"output={tmp_path / 'out'}")
+    assert main(["check", str(write_small(tmp_path, SMALL)), *values]) == 2
+    assert "prune_axis: only QAT goes on from a search that prunes channels; set 'flow: qat'" in capsys.readouterr().err
