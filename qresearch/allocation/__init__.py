@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qresearch.allocation import annealing, exact, greedy, lagrangian, milp, nsga2, random, uniform
+from qresearch.allocation import annealing, exact, gibbs, greedy, lagrangian, milp, nsga2, random, uniform
 from qresearch.allocation.budgets import check_budgets
 from qresearch.allocation.problem import Allocator, Measure, Problem, merge_groups
 from qresearch.allocation.refine import refine
@@ -10,6 +10,7 @@ from qresearch.allocation.refine import refine
 ALLOCATORS: dict[str, Allocator] = {
     "annealing": annealing.allocate,
     "exact": exact.allocate,
+    "gibbs": gibbs.allocate,
     "greedy": greedy.allocate,
     "lagrangian": lagrangian.allocate,
     "milp": milp.allocate,

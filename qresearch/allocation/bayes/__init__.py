@@ -1,0 +1,6 @@
+"""Bayesian bit allocation: what is not known about losses becomes probabilities of allocations.
+
+Two posteriors. ``forward_backward``: p(b) ∝ exp(−loss(b)/T) over the allocations within a budget, where the losses are
+given. ``model``, ``posterior`` and ``decisions``: losses are measured with noise, single layers and whole allocations;
+every posterior draw of them is solved exactly. This package and no other module imports numpyro.
+"""
