@@ -10,21 +10,25 @@ from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 
 from qresearch.allocation import exact
+from qresearch.allocation.bayes import METHODS
 from qresearch.allocation.bayes.forward_backward import backward_sample, forward_filter
+from qresearch.allocation.bayes.joint import Joint
 from qresearch.allocation.budgets import Limits, check_budgets, within
 from qresearch.allocation.problem import Key, Problem, draw_options, generator, merge_groups
 from qresearch.errors import ConfigError
 
 if TYPE_CHECKING:
     from qresearch.allocation.bayes.model import Measurements
-    from qresearch.allocation.bayes.posterior import Posterior
 
 
-class _Measured(NamedTuple):
-    """Every allocation measured so far, of the merged problem; a loss is +inf where the model diverged."""
+class _Plan(NamedTuple):
+    """The options of ``allocate``."""
 
-    allocations: Int[np.ndarray, "joint layer"]
-    losses: Float[np.ndarray, "joint"]
+    measurements: int
+    rounds: int
+    method: str
+    warmup: int
+    draws: int
 
 
 def allocate(
@@ -50,19 +54,16 @@ def allocate(
     """
     start = time.perf_counter()
     limits = check_budgets(problem, budgets)
-    modes, _ = exact.allocate(key, problem, budgets)
+    if method not in METHODS:
+        raise ConfigError(f"suggestions are made by {' or '.join(METHODS)}, got '{method}'")
     if problem.measure is None:
+        modes, _ = exact.allocate(key, problem, budgets)
         return modes, {"evaluations": 0, "seconds": time.perf_counter() - start}
-    if measurements < 4 * len(limits) + 8:
-        raise ConfigError(
-            f"too few measurements: {measurements} for {len(limits)} budgets; give at least {4 * len(limits) + 8}"
-        )
+    if measurements < (least := 4 * len(limits) + 8):
+        raise ConfigError(f"too few measurements: {measurements} for {len(limits)} budgets; give at least {least}")
+    plan = _Plan(measurements, rounds, method, warmup, draws)
     merged, index = merge_groups(problem)
-    _, leaders = np.unique(index, return_index=True)
-    random = generator(key)
-    asked = _first(random, merged, limits, modes[:, leaders], measurements // 3)
-    known = _Measured(asked, _ask(problem, asked[:, index]))
-    known, report = _loop(random, problem, merged, limits, known, measurements, rounds, method, warmup, draws)
+    known, report = _loop(generator(key), _Asked(problem, merged, index), limits, plan)
     met = within(merged, known.allocations, limits)
     found = known.allocations[np.where(met, known.losses, np.inf).argmin(axis=1)][:, index]
     report["probabilities"] = np.asarray(report["probabilities"])[:, index].tolist()
@@ -70,18 +71,22 @@ def allocate(
     return found, info
 
 
-def _loop(
-    random: np.random.Generator,
-    problem: Problem,
-    merged: Problem,
-    limits: Limits,
-    known: _Measured,
-    measurements: int,
-    rounds: int,
-    method: str,
-    warmup: int,
-    draws: int,
-) -> tuple[_Measured, dict[str, Any]]:
+class _Asked(NamedTuple):
+    """A problem with its groups merged, and the measure of the original."""
+
+    problem: Problem
+    merged: Problem
+    index: Int[np.ndarray, "layer"]
+
+    def measure(self, allocations: Int[np.ndarray, "joint layer"]) -> Joint:
+        assert self.problem.measure is not None
+        losses = np.asarray(self.problem.measure(allocations[:, self.index]), np.float64)
+        if bad := int(np.isnan(losses).sum()):
+            raise ConfigError(f"{bad} of {len(losses)} measured losses are NaN; check the calibration")
+        return Joint(allocations, losses)
+
+
+def _loop(random: np.random.Generator, asked: _Asked, limits: Limits, plan: _Plan) -> tuple[Joint, dict[str, Any]]:
     """All that was measured in the end, and what the last posterior says."""
     import jax  # here and below alone: the command line lists allocators without paying for JAX and numpyro
 
@@ -89,21 +94,21 @@ def _loop(
     from qresearch.allocation.bayes.posterior import fit
     from qresearch.allocation.bayes.suggest import suggest
 
-    _, index = merge_groups(problem)
-    first, per_round = known, -(-(measurements - len(known.losses)) // rounds)
-    for turn in range(rounds + 1):
+    merged = asked.merged
+    first = known = asked.measure(_first(random, merged, limits, plan.measurements // 3))
+    per_round = -(-(plan.measurements - len(first.losses)) // plan.rounds)
+    for turn in range(plan.rounds + 1):
         seed = jax.random.key(int(random.integers(2**31)))
-        given = _measurements(merged, first, known, measurements)
-        posterior: Posterior = fit(seed, given, warmup=warmup, draws=draws, warn=False)
-        decision = decide(random, posterior, merged, limits)
-        count = min(per_round, measurements - len(known.losses))
-        if turn == rounds or count == 0:
+        given = _measurements(merged, first, known, plan.measurements)
+        posterior = fit(seed, given, warmup=plan.warmup, draws=plan.draws, warn=False)
+        count = min(per_round, plan.measurements - len(known.losses))
+        if turn == plan.rounds or count == 0:
             break
-        asked = suggest(random, count, posterior, merged, limits, *known, decision, method)
-        if not len(asked):
+        new = suggest(random, count, posterior, merged, limits, known, plan.method)
+        if not len(new):
             break
-        losses = _ask(problem, asked[:, index])
-        known = _Measured(np.concatenate([known.allocations, asked]), np.concatenate([known.losses, losses]))
+        known = known.joined(asked.measure(new))
+    decision = decide(random, posterior, merged, limits)
     return known, {
         "probabilities": decision.probabilities.tolist(),
         "optimal": decision.optimal.tolist(),
@@ -113,12 +118,11 @@ def _loop(
     }
 
 
-def _first(
-    random: np.random.Generator, merged: Problem, limits: Limits, modes: np.ndarray, count: int
-) -> Int[np.ndarray, "joint layer"]:
+def _first(random: np.random.Generator, merged: Problem, limits: Limits, count: int) -> Int[np.ndarray, "joint layer"]:
     """The table's optima, and draws within the budgets at a temperature that spreads them widely."""
     spread = merged.total_loss(draw_options(random, merged.allowed, 64)).std()
     temperature = float(spread) / np.sqrt(len(merged.loss)) if spread > 0 else 1.0
+    modes = np.stack([exact.optimum(merged, limit) for limit in limits])
     found, each = [modes], -(-count // len(limits))
     for limit in limits:
         chain = forward_filter(merged, limit, temperature)
@@ -128,15 +132,7 @@ def _first(
     return allocations[np.sort(first)][: max(count, len(modes))]
 
 
-def _ask(problem: Problem, allocations: Int[np.ndarray, "joint layer"]) -> Float[np.ndarray, "joint"]:
-    assert problem.measure is not None
-    losses = np.asarray(problem.measure(allocations), np.float64)
-    if np.isnan(losses).any():
-        raise ConfigError(f"{np.isnan(losses).sum()} of {len(losses)} measured losses are NaN; check the calibration")
-    return losses
-
-
-def _measurements(merged: Problem, first: _Measured, known: _Measured, size: int) -> Measurements:
+def _measurements(merged: Problem, first: Joint, known: Joint, size: int) -> Measurements:
     """What the model gets: the table as one batch, in the unit of the losses, and joint losses padded to ``size``.
 
     The unit and the prior of the float model's loss come from the first measurements: the prior stays what it was.
@@ -149,17 +145,16 @@ def _measurements(merged: Problem, first: _Measured, known: _Measured, size: int
             f"{finite.sum()} of the first {len(finite)} measured losses are finite; check the calibration"
         )
     predicted, losses = merged.total_loss(first.allocations[finite]), first.losses[finite]
-    deviation = np.abs(predicted - np.median(predicted)).mean()
-    scale = np.abs(losses - np.median(losses)).mean() / deviation if deviation > 0 else 1.0
+    scale = _deviation(losses) / _deviation(predicted) if _deviation(predicted) > 0 else 1.0
     single = merged.loss[None] * (scale if scale > 0 else 1.0)
     mean = scale * predicted.mean()
     base = float(losses.mean() - mean), float(2 * (losses.std() + abs(mean)))
     rest = size - len(known.losses)
-    joint = np.where(np.isfinite(known.losses), known.losses, np.nan)
-    return Measurements(
-        single,
-        np.concatenate([known.allocations, np.zeros((rest, known.allocations.shape[1]), np.int64)]),
-        np.concatenate([joint, np.full(rest, np.nan)]),
-        base,
-        unit_of(single),
-    )
+    padding = Joint(np.zeros((rest, known.allocations.shape[1]), np.int64), np.full(rest, np.nan))
+    allocations, joint = known.joined(padding)
+    return Measurements(single, allocations, np.where(np.isfinite(joint), joint, np.nan), base, unit_of(single))
+
+
+def _deviation(values: Float[np.ndarray, "joint"]) -> float:
+    """The mean absolute deviation from the median: a scale that diverged allocations do not rule."""
+    return float(np.abs(values - np.median(values)).mean())

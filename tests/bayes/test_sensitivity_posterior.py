@@ -10,6 +10,7 @@ from bayes_cases import every, middle_budget, problem_of
 from qresearch.allocation import Problem
 from qresearch.allocation.bayes.decisions import QUANTILES, decide
 from qresearch.allocation.bayes.diagnostics import MIN_P, diagnose
+from qresearch.allocation.bayes.joint import Joint
 from qresearch.allocation.bayes.model import Measurements, Prior, prepare, simulate, unit_of
 from qresearch.allocation.bayes.posterior import fit
 from qresearch.allocation.bayes.suggest import expected_improvement, suggest
@@ -103,15 +104,14 @@ def test_suggestions_are_new_within_a_budget_and_worth_it(measured, posterior, p
     given, _ = measured
     limits = check_budgets(problem, np.array([middle_budget(problem, share) for share in (0.3, 0.6)]))
     random = np.random.default_rng(0)
-    decision = decide(random, posterior, problem, limits)
-    args = (posterior, problem, limits, given.allocations, given.joint)
-    found = suggest(random, 5, *args, decision, method)
+    known = Joint(given.allocations, given.joint)
+    found = suggest(random, 5, posterior, problem, limits, known, method)
     assert 0 < len(found) <= 5
     assert within(problem, found, limits).any(axis=0).all()
     everything = np.concatenate([found, given.allocations])
     assert len(np.unique(everything, axis=0)) == len(found) + len(np.unique(given.allocations, axis=0))
     others = np.random.default_rng(1).integers(0, 3, (50, LAYERS))
-    gain = [expected_improvement(posterior, problem, limits, a, *args[3:]).mean() for a in (found, others)]
+    gain = [expected_improvement(posterior, problem, limits, a, known).mean() for a in (found, others)]
     assert gain[0] > 2 * gain[1]
 
 
@@ -119,7 +119,7 @@ def test_expected_improvement_by_simulation(measured, posterior, problem):
     given, _ = measured
     limits = check_budgets(problem, middle_budget(problem, 0.6))
     candidates = every(problem)[:: 3**LAYERS // 9]
-    closed = expected_improvement(posterior, problem, limits, candidates, given.allocations, given.joint)
+    closed = expected_improvement(posterior, problem, limits, candidates, Joint(given.allocations, given.joint))
     best = given.joint[within(problem, given.allocations, limits)[0]].min()
     mean, sd = posterior.predict(candidates)
     draws = mean + sd * np.random.default_rng(0).normal(size=(400, *mean.shape))
@@ -168,4 +168,4 @@ def test_measurements_that_say_nothing_are_refused(measured):
     with pytest.raises(ConfigError, match="no sensitivity to model"):
         unit_of(-np.abs(given.single))
     with pytest.raises(ConfigError, match="expected_improvement or thompson, got 'best'"):
-        suggest(np.random.default_rng(0), 1, *[None] * 6, "best")  # type: ignore[arg-type]
+        suggest(np.random.default_rng(0), 1, *[None] * 4, "best")  # type: ignore[arg-type]

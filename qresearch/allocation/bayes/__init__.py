@@ -4,3 +4,6 @@ Two posteriors. ``forward_backward``: p(b) ∝ exp(−loss(b)/T) over the alloca
 given. ``model``, ``posterior`` and ``decisions``: losses are measured with noise, single layers and whole allocations;
 every posterior draw of them is solved exactly. This package and no other module imports numpyro.
 """
+
+# How ``suggest`` names what to measure next; here, so that a config is checked without loading JAX.
+METHODS = ("expected_improvement", "thompson")

@@ -9,10 +9,10 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 
-from qresearch.allocation import exact
 from qresearch.allocation.bayes.posterior import Posterior
 from qresearch.allocation.bayes.vectorized import Optima, optima
-from qresearch.allocation.budgets import check_budgets
+from qresearch.allocation.budgets import Limits, check_budgets
+from qresearch.allocation.exact import optimum
 from qresearch.allocation.problem import Problem, merge_groups
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)  # the 50 % and 90 % bands and the median
@@ -49,8 +49,7 @@ def decide(
     """
     limits = check_budgets(problem, budgets)
     loss = posterior.gain[:, None, None] * posterior.sensitivity
-    mean = replace(problem, loss=np.where(problem.allowed, loss.mean(axis=0), np.inf), measure=None)
-    allocations, _ = exact.allocate(0, mean, budgets)
+    allocations = best_expected(loss, problem, limits)
     found = draw_optima(loss, problem, limits)
     same = np.all(found.allocations == allocations, axis=-1)
     layers, options = problem.loss.shape
@@ -66,7 +65,16 @@ def decide(
     )
 
 
-def draw_optima(loss: Float[np.ndarray, "draw layer option"], problem: Problem, limits: np.ndarray) -> Optima:
+def best_expected(
+    loss: Float[np.ndarray, "draw layer option"], problem: Problem, limits: Limits
+) -> Int[np.ndarray, "budget layer"]:
+    """The allocations of least mean loss within the limits."""
+    mean = replace(problem, loss=np.where(problem.allowed, loss.mean(axis=0), np.inf), measure=None)
+    merged, index = merge_groups(mean)
+    return np.stack([optimum(merged, limit) for limit in limits])[:, index]
+
+
+def draw_optima(loss: Float[np.ndarray, "draw layer option"], problem: Problem, limits: Limits) -> Optima:
     """The optimum of every draw within every limit, with tied layers together."""
     merged, index = merge_groups(problem)
     together = np.zeros((len(loss), *merged.loss.shape))

@@ -6,13 +6,13 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import ndtr
 
-from qresearch.allocation.bayes.decisions import Decision, draw_optima
+from qresearch.allocation.bayes import METHODS
+from qresearch.allocation.bayes.decisions import best_expected, draw_optima
+from qresearch.allocation.bayes.joint import Joint
 from qresearch.allocation.bayes.posterior import Posterior
 from qresearch.allocation.budgets import Limits, within
 from qresearch.allocation.problem import Problem
 from qresearch.errors import ConfigError
-
-METHODS = ("expected_improvement", "thompson")
 
 
 def suggest(
@@ -21,9 +21,7 @@ def suggest(
     posterior: Posterior,
     problem: Problem,
     limits: Limits,
-    measured: Int[np.ndarray, "joint layer"],
-    losses: Float[np.ndarray, "joint"],
-    decision: Decision,
+    known: Joint,
     method: str = "expected_improvement",
 ) -> Int[np.ndarray, "n layer"]:
     """Up to ``n`` allocations not measured yet, each within one of the limits; fewer where no more are of interest.
@@ -39,10 +37,11 @@ def suggest(
     loss = posterior.gain[:, None, None] * posterior.sensitivity
     best_of_draws = random.permutation(draw_optima(loss, problem, limits).allocations.reshape(-1, len(problem.loss)))
     if method == "thompson":
-        return _new(best_of_draws, measured)[:n]
-    candidates = np.concatenate([best_of_draws, *(_changed(problem, row) for row in decision.allocations)])
-    candidates = _new(candidates[within(problem, candidates, limits).any(axis=0)], measured)
-    gain = expected_improvement(posterior, problem, limits, candidates, measured, losses)
+        return _new(best_of_draws, known)[:n]
+    chosen = best_expected(loss, problem, limits)
+    candidates = np.concatenate([best_of_draws, *(_changed(problem, row) for row in chosen)])
+    candidates = _new(candidates[within(problem, candidates, limits).any(axis=0)], known)
+    gain = expected_improvement(posterior, problem, limits, candidates, known)
     order = np.argsort(-gain, kind="stable")[:n]
     return candidates[order[gain[order] > 0]]
 
@@ -52,12 +51,11 @@ def expected_improvement(
     problem: Problem,
     limits: Limits,
     candidates: Int[np.ndarray, "candidate layer"],
-    measured: Int[np.ndarray, "joint layer"],
-    losses: Float[np.ndarray, "joint"],
+    known: Joint,
 ) -> Float[np.ndarray, "candidate"]:
     """Σ over budgets, mean over draws of E[max(best − y, 0)] = (best − m) Φ(z) + sd φ(z), z = (best − m) / sd."""
-    known = np.where(within(problem, measured, limits), losses, np.inf).min(axis=1)
-    best = np.where(np.isfinite(known), known, losses[np.isfinite(losses)].max())  # nothing measured in the budget yet
+    best = np.where(within(problem, known.allocations, limits), known.losses, np.inf).min(axis=1)
+    best = np.where(np.isfinite(best), best, known.losses[np.isfinite(known.losses)].max())  # none within the budget
     mean, sd = posterior.predict(candidates)
     sd = np.maximum(sd, 1e-12 * np.abs(mean) + 1e-300)
     total = np.zeros(len(candidates))
@@ -68,11 +66,11 @@ def expected_improvement(
     return total
 
 
-def _new(candidates: np.ndarray, measured: np.ndarray) -> Int[np.ndarray, "candidate layer"]:
+def _new(candidates: np.ndarray, known: Joint) -> Int[np.ndarray, "candidate layer"]:
     """Each once, in their order, without what is measured."""
-    known = {row.tobytes() for row in measured.astype(np.int64)}
+    measured = {row.tobytes() for row in known.allocations.astype(np.int64)}
     rows = {row.tobytes(): row for row in candidates.astype(np.int64)}
-    found = [row for name, row in rows.items() if name not in known]
+    found = [row for name, row in rows.items() if name not in measured]
     return np.stack(found) if found else np.zeros((0, candidates.shape[1]), np.int64)
 
 

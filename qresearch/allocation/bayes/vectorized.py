@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -26,6 +27,7 @@ from jaxtyping import Array, Float, Int
 
 from qresearch.allocation.budgets import Limits, within
 from qresearch.allocation.dynamic_program import solve
+from qresearch.allocation.exact import optimum
 from qresearch.allocation.problem import Problem
 
 MAX_BINS = 2**16
@@ -146,7 +148,5 @@ def _program(bins: int) -> Callable[[Array, Array, Array], Array]:
 def _one_by_one(loss: np.ndarray, problem: Problem, limits: Limits) -> Optima:
     found = np.zeros((len(loss), len(limits), len(problem.loss)), np.int64)
     for d, b in np.ndindex(found.shape[:2]):
-        allocation = solve(loss[d], problem.costs, limits[b]).allocation
-        assert allocation is not None, "check_budgets lets no such budget through"
-        found[d, b] = allocation
+        found[d, b] = optimum(replace(problem, loss=loss[d]), limits[b])
     return Optima(found, total(loss, found), found.shape[0] * found.shape[1])
