@@ -19,8 +19,9 @@ def test_discrete_hmc_agrees_within_three_percent(seed):
     problem, temperature = problem_of(seed, layers=10), 0.3
     limit = middle_budget(problem)
     found = discrete_hmc_gibbs(jax.random.key(seed), problem, limit, temperature, draws=8000)
+    assert len(found) > 8000  # of 16,000, the others were above the limit
     assert np.all(problem.total_cost(found) <= limit)
-    shares = np.stack([(found == option).mean(axis=(0, 1)) for option in range(3)], axis=-1)
+    shares = np.stack([(found == option).mean(axis=0) for option in range(3)], axis=-1)
     exact = marginals(forward_filter(problem, limit, temperature), 3)
     assert np.abs(shares - exact).max() < 0.03
     np.testing.assert_allclose(exact, marginals_of(*gibbs_by_enumeration(problem, limit, temperature), 3), atol=1e-9)
