@@ -64,7 +64,7 @@ ONLY = {
 # Libraries that belong to one place, as path prefixes below the package.
 LIBRARIES = {
     "flax": "models/",
-    "numpyro": ("allocation/bayes.py", "search/svi.py"),
+    "numpyro": ("allocation/bayes/", "search/svi.py"),
     "matplotlib": "report/",
     "plotly": "report/",
 }
@@ -236,7 +236,7 @@ def test_a_planted_violation_is_found(name, tmp_path):
 ALLOWED = {
     "__init__.py": "import importlib\nf = importlib.import_module",
     "models/net.py": "from flax import linen\nfrom qresearch.models.model import Model",
-    "allocation/bayes.py": "import numpyro\nfrom qresearch.errors import BudgetError",
+    "allocation/bayes/model.py": "import numpyro\nfrom qresearch.errors import BudgetError",
     "report/figure.py": "import matplotlib\nfrom qresearch.results.record import Record",
     "config/load.py": "def f():\n    import jax",
     "cli.py": "from qresearch.sweep import run\nfrom . import config",

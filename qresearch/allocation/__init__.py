@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from qresearch.allocation import annealing, exact, greedy, lagrangian, milp, nsga2, random, uniform
+from qresearch.allocation import annealing, bayesian, exact, gibbs, greedy, lagrangian, milp, nsga2, random, uniform
 from qresearch.allocation.budgets import check_budgets
 from qresearch.allocation.problem import Allocator, Measure, Problem, merge_groups
 from qresearch.allocation.refine import refine
 
 ALLOCATORS: dict[str, Allocator] = {
     "annealing": annealing.allocate,
+    "bayesian": bayesian.allocate,
     "exact": exact.allocate,
+    "gibbs": gibbs.allocate,
     "greedy": greedy.allocate,
     "lagrangian": lagrangian.allocate,
     "milp": milp.allocate,

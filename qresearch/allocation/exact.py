@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Num
 from numpy.typing import ArrayLike
 
 from qresearch.allocation.budgets import check_budgets
@@ -33,3 +33,10 @@ def allocate(key: Key, problem: Problem, budgets: ArrayLike) -> tuple[Int[np.nda
         found[i] = solution.allocation
         states.append(solution.states)
     return found[:, index], {"states": states, "seconds": time.perf_counter() - start}
+
+
+def optimum(problem: Problem, limit: Num[np.ndarray, "constraint"]) -> Int[np.ndarray, "layer"]:
+    """The allocation of least loss within a limit of ``check_budgets``. The problem's groups must be merged."""
+    allocation = solve(problem.loss, problem.costs, limit).allocation
+    assert allocation is not None, "check_budgets lets no such budget through"
+    return allocation
