@@ -12,13 +12,13 @@ from numpy.typing import ArrayLike
 from qresearch.allocation import exact
 from qresearch.allocation.bayes import METHODS
 from qresearch.allocation.bayes.forward_backward import backward_sample, forward_filter
-from qresearch.allocation.bayes.joint import Joint
+from qresearch.allocation.bayes.measurements import Joint
 from qresearch.allocation.budgets import Limits, check_budgets, within
 from qresearch.allocation.problem import Key, Problem, draw_options, generator, merge_groups
 from qresearch.errors import ConfigError
 
 if TYPE_CHECKING:
-    from qresearch.allocation.bayes.model import Measurements
+    from qresearch.allocation.bayes.measurements import Measurements
 
 
 class _Plan(NamedTuple):
@@ -76,11 +76,11 @@ class _Asked(NamedTuple):
 
     problem: Problem
     merged: Problem
-    index: Int[np.ndarray, "layer"]
+    members: Int[np.ndarray, "layer"]
 
     def measure(self, allocations: Int[np.ndarray, "joint layer"]) -> Joint:
         assert self.problem.measure is not None
-        losses = np.asarray(self.problem.measure(allocations[:, self.index]), np.float64)
+        losses = np.asarray(self.problem.measure(allocations[:, self.members]), np.float64)
         if bad := int(np.isnan(losses).sum()):
             raise ConfigError(f"{bad} of {len(losses)} measured losses are NaN; check the calibration")
         return Joint(allocations, losses)
@@ -137,7 +137,7 @@ def _measurements(merged: Problem, first: Joint, known: Joint, size: int) -> Mea
 
     The unit and the prior of the float model's loss come from the first measurements: the prior stays what it was.
     """
-    from qresearch.allocation.bayes.model import Measurements, unit_of
+    from qresearch.allocation.bayes.measurements import Measurements, unit_of
 
     finite = np.isfinite(first.losses)
     if finite.sum() < 3:

@@ -10,15 +10,17 @@ from bayes_cases import every, middle_budget, problem_of
 from qresearch.allocation import Problem
 from qresearch.allocation.bayes.decisions import QUANTILES, decide
 from qresearch.allocation.bayes.diagnostics import MIN_P, diagnose
-from qresearch.allocation.bayes.joint import Joint
-from qresearch.allocation.bayes.model import Measurements, Prior, prepare, simulate, unit_of
+from qresearch.allocation.bayes.measurements import Joint, Measurements, unit_of
+from qresearch.allocation.bayes.model import Prior, in_context, prepare, simulate
 from qresearch.allocation.bayes.posterior import fit
 from qresearch.allocation.bayes.suggest import expected_improvement, suggest
 from qresearch.allocation.budgets import check_budgets, within
 from qresearch.errors import ConfigError
 
 LAYERS, BATCHES, JOINT = 6, 3, 12
-PRIOR = Prior(layer=(1.0, 0.1), batch=(0.1, 0.1), floor=(0.01, 0.1), interaction=(0.05, 0.1), option=1.0)
+PRIOR = Prior(
+    layer=(1.0, 0.1), batch=(0.1, 0.1), floor=(0.01, 0.1), context=(0.1, 0.1), interaction=(0.05, 0.1), option=1.0
+)
 SHORT = {"warmup": 300, "draws": 200}
 
 
@@ -34,8 +36,7 @@ def posterior(measured):
 
 @pytest.fixture(scope="module")
 def problem(measured):
-    true = np.exp(measured[1]["log_sensitivity"]) * measured[1]["gain"]
-    return Problem(true, problem_of(0).costs)
+    return Problem(in_context(measured[1]), problem_of(0).costs)
 
 
 def test_what_was_simulated_is_found(measured, posterior):
@@ -76,7 +77,7 @@ def test_the_decision_is_the_posteriors_by_enumeration(posterior, problem):
     budgets = np.array([middle_budget(problem, share) for share in (0.2, 0.5, 0.8)])
     found = decide(np.random.default_rng(0), posterior, problem, budgets)
     allocations = every(problem)
-    loss = posterior.gain[:, None] * posterior.sensitivity[:, np.arange(LAYERS), allocations].sum(axis=-1)
+    loss = posterior.sensitivity[:, np.arange(LAYERS), allocations].sum(axis=-1)
     for b, budget in enumerate(budgets):
         met = np.flatnonzero(np.all(problem.total_cost(allocations) <= budget, axis=1))
         chosen = met[loss[:, met].mean(axis=0).argmin()]
@@ -133,10 +134,10 @@ def test_poor_draws_name_their_remedy(measured, posterior):
     shape = posterior.sites["gain"].shape
     calm = np.zeros(shape, bool)
     stuck = {**posterior.sites, "gain": np.broadcast_to([[1.0], [1.1]], shape) + 1e-3 * random.normal(size=shape)}
-    assert any("raise warmup" in line for line in diagnose(stuck, calm, data, PRIOR).remedies)
+    assert any("raise warmup" in line for line in diagnose(stuck, calm, data).remedies)
     slow = {**posterior.sites, "gain": 1 + 1e-3 * random.normal(size=shape).cumsum(axis=1)}
-    assert any("raise draws" in line for line in diagnose(slow, calm, data, PRIOR).remedies)
-    found = diagnose(posterior.sites, random.random(shape) < 0.1, data, PRIOR)
+    assert any("raise draws" in line for line in diagnose(slow, calm, data).remedies)
+    found = diagnose(posterior.sites, random.random(shape) < 0.1, data)
     assert any("raise target_accept" in line for line in found.remedies)
 
 

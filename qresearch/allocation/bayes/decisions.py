@@ -48,13 +48,13 @@ def decide(
     every layer's most probable option, which together may break the budget.
     """
     limits = check_budgets(problem, budgets)
-    loss = posterior.gain[:, None, None] * posterior.sensitivity
+    loss = posterior.sensitivity
     allocations = best_expected(loss, problem, limits)
     found = draw_optima(loss, problem, limits)
     same = np.all(found.allocations == allocations, axis=-1)
     layers, options = problem.loss.shape
     chosen = loss[:, np.arange(layers), allocations].sum(axis=-1)
-    interaction = posterior.interaction[:, None] * chosen * random.normal(size=chosen.shape)
+    interaction = posterior.spread(chosen) * random.normal(size=chosen.shape)
     return Decision(
         allocations,
         np.stack([(found.allocations == option).mean(axis=0) for option in range(options)], axis=-1),

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
 from scipy.special import ndtr
+from scipy.stats import f as f_distribution
 
-from qresearch.allocation.bayes.model import Data, Prior
+from qresearch.allocation.bayes.model import SHAPE, Data, in_context
 
 MAX_DIVERGENT = 0.01  # share of draws: a few are left over from warm-up, more mean that a region is not visited
 MAX_R_HAT = 1.05  # Gelman et al.'s older 1.1 misses chains that disagree, 1.01 needs thousands of draws to be reached
@@ -31,15 +32,15 @@ class Diagnostics(NamedTuple):
     remedies: tuple[str, ...]
 
 
-def diagnose(
-    sites: dict[str, np.ndarray], divergent: Bool[np.ndarray, "chain draw"], data: Data, prior: Prior
-) -> Diagnostics:
+def diagnose(sites: dict[str, np.ndarray], divergent: Bool[np.ndarray, "chain draw"], data: Data) -> Diagnostics:
     """Diagnostics of sites [chain, draw, ...]."""
     share = float(divergent.mean())
-    unknown = [_allowed(value, data) if name == "log_sensitivity" else value for name, value in sites.items()]
+    unknown = [  # base follows from offset, and is constant where it was measured exactly
+        _allowed(value, data) if name == "log_sensitivity" else value for name, value in sites.items() if name != "base"
+    ]
     r_hat = max(float(np.nanmax(split_gelman_rubin(value))) for value in unknown)
     samples = min(float(np.nanmin(effective_sample_size(value))) for value in unknown)
-    p = predictive_p(sites, data, prior)
+    p = predictive_p(sites, data)
     return Diagnostics(share, r_hat, samples, *p, _remedies(share, r_hat, samples, p))
 
 
@@ -47,24 +48,32 @@ def _allowed(value: np.ndarray, data: Data) -> np.ndarray:
     return value[:, :, np.asarray(data.allowed)]
 
 
-def predictive_p(sites: dict[str, np.ndarray], data: Data, prior: Prior) -> tuple[float, float, float]:
+def predictive_p(sites: dict[str, np.ndarray], data: Data) -> tuple[float, float, float]:
     """(single_p, joint_p, trend_p): tail probabilities of what was measured, averaged over draws.
 
-    z = (y − mean) / sd are standard normal where the model is right. Their variance cannot tell, because it was fitted;
-    so the greatest |z| is asked (P that replicates have a greater one), and for joint losses also the slope of z over
+    For single layers, the greatest ratio of a cell's noise to the model's is asked: mean (y − s)² / scale² is F(n, ν).
+    For joint losses, z = (y − mean) / sd are standard normal where the model is right. Their variance cannot tell,
+    because it was fitted; so the greatest |z| is asked (P that replicates have a greater one), and the slope of z over
     the logarithm of the predicted loss (two-sided): losses that saturate, or grow faster than they add up, bend it.
     Gelman, Meng and Stern, Posterior Predictive Assessment of Model Fitness via Realized Discrepancies, 1996.
     """
     flat = {name: value.reshape(-1, *value.shape[2:]) for name, value in sites.items()}
     s = np.exp(flat["log_sensitivity"])
-    batch, floor = flat["batch"][:, None, None], flat["floor"][:, None, None]
-    single_sd = np.hypot(batch * s, floor) * prior.noise_factor
-    single = ((np.asarray(data.single) - s[:, None]) / single_sd[:, None])[:, np.asarray(data.single_mask)]
+    mask = np.asarray(data.single_mask)
+    scale = np.hypot(flat["batch"][:, None, None] * s, flat["floor"][:, None, None])
+    rest = np.where(mask, np.asarray(data.single) - s[:, None], 0.0)
     known, layers = np.asarray(data.joint_mask), np.arange(s.shape[1])
-    total = flat["gain"][:, None] * s[:, layers, np.asarray(data.allocations)[known]].sum(axis=-1)
-    joint_sd = flat["interaction"][:, None] * total * prior.noise_factor
+    total = in_context(flat)[:, layers, np.asarray(data.allocations)[known]].sum(axis=-1)
+    joint_sd = np.hypot(flat["interaction"][:, None] * total, flat["floor"][:, None])
     joint = (np.asarray(data.joint)[known] - flat["base"][:, None] - total) / joint_sd
-    return _greatest(single), _greatest(joint), _slope(joint, np.log(total))
+    return _noisiest((rest**2).sum(axis=1) / scale**2, mask.sum(axis=0)), _greatest(joint), _slope(joint, np.log(total))
+
+
+def _noisiest(squares: Float[np.ndarray, "draw layer option"], count: Int[np.ndarray, "layer option"]) -> float:
+    """P(the least tail probability of a replicated cell ≤ that of the cells); squares: Σ (y − s)² / scale²."""
+    cells = count > 0
+    tail = f_distribution.sf(squares[:, cells] / count[cells], count[cells], SHAPE)
+    return float(-np.expm1(cells.sum() * np.log1p(-tail.min(axis=1))).mean())
 
 
 def _greatest(z: Float[np.ndarray, "draw measurement"]) -> float:

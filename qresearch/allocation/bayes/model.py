@@ -1,13 +1,16 @@
 """The sensitivity model: what was measured, what is unknown about it, and the joint density of both.
 
-    log s[l, o] = a[l] + c[o] + ω η[l, o]                        a ~ N(0, τ), c ~ N(0, prior), η ~ N(0, 1)
-    single[r, l, o] ~ N(s[l, o], √((σ s[l, o])² + φ²))           one layer quantized, batch r
-    joint[j] ~ N(base + ρ Σ_l s[l, b_jl], ι ρ Σ_l s[l, b_jl])    all layers quantized, allocation b_j
+    log s[l, o] = a[l] + c[o] + ω η[l, o]                    a ~ N(0, τ), c ~ N(0, prior), η ~ N(0, 1)
+    single[r, l, o] ~ N(s[l, o], √v[l, o])                   one layer quantized, batch r
+    v[l, o] ~ InvGamma(ν/2, ν/2 · ((σ s[l, o])² + φ²))       ν = 4
+    t[l, o] = ρ exp(κ z[l]) s[l, o]                          z ~ N(0, 1)
+    joint[j] ~ N(base + T_j, √((ι T_j)² + φ²))               all layers quantized, allocation b_j, T_j = Σ_l t[l, b_jl]
 
 s: the sensitivity of layer l to option o, > 0, in units of ``Measurements.unit``. τ, ω: how much layers differ, and how
-much they differ in their reaction to options. σ, φ: the noise of a batch, proportional and constant. ρ: what layers do
-to each other on average (1: losses add up); ι: the interaction variance, what is particular to an allocation. base: the
-loss with nothing quantized. a is integrated out analytically, so that what NUTS has to travel is not ridge-shaped.
+much they differ in their reaction to options. σ, φ: the noise of a batch, proportional and constant. t: what the layer
+loses among other layers that are quantized too; ρ: how much more that is on average (1: losses add up), κ: how much
+that differs among layers. ι: the interaction variance, what is particular to an allocation. base: the loss with nothing
+quantized. a and v are integrated out analytically, so that what NUTS has to travel is not ridge-shaped.
 
 Hierarchy and interaction as in Gelman and Hill, Data Analysis Using Regression and Multilevel Models, 2006; that losses
 of layers add up is HAWQ-V2's assumption (Dong et al., https://arxiv.org/abs/1911.03852, 2020), and is checked here.
@@ -26,36 +29,23 @@ import numpyro
 import numpyro.distributions as dist
 from jaxtyping import Array, Bool, Float, Int
 
+from qresearch.allocation.bayes.measurements import Measurements
 from qresearch.errors import ConfigError
 
 MIN_MEASURED = 3  # single-layer losses that must be finite: fewer than the scales that the model has
 
 
-class Measurements(NamedTuple):
-    """single: the loss increases of single layers per batch; NaN where not measured, +inf where not allowed.
-
-    joint: losses of whole allocations; NaN rows are padding. base: (mean, sd), what is known about the loss of the
-    float model before joint measurements. unit: every number is divided by it.
-    """
-
-    single: Float[np.ndarray, "batch layer option"]
-    allocations: Int[np.ndarray, "joint layer"]
-    joint: Float[np.ndarray, "joint"]
-    base: tuple[float, float] = (0.0, 0.0)
-    unit: float = 1.0
-
-
 class Prior(NamedTuple):
-    """Log-normal scales as (median, standard deviation of the logarithm); noise_factor: 1, but in negative controls."""
+    """Log-normal scales as (median, standard deviation of the logarithm)."""
 
     layer: tuple[float, float] = (1.0, 0.5)  # τ
     option: float = 3.0  # standard deviation of c
-    reaction: tuple[float, float] = (0.4, 0.5)  # ω
-    batch: tuple[float, float] = (0.2, 0.7)  # σ
-    floor: tuple[float, float] = (0.02, 1.0)  # φ
-    interaction: tuple[float, float] = (0.1, 0.7)  # ι
+    reaction: tuple[float, float] = (0.5, 0.5)  # ω
+    batch: tuple[float, float] = (0.3, 0.7)  # σ
+    floor: tuple[float, float] = (0.01, 1.0)  # φ
     gain: tuple[float, float] = (1.0, 0.3)  # ρ
-    noise_factor: float = 1.0
+    context: tuple[float, float] = (0.3, 0.4)  # κ
+    interaction: tuple[float, float] = (0.3, 0.5)  # ι
 
 
 class Data(NamedTuple):
@@ -70,8 +60,10 @@ class Data(NamedTuple):
     base: Float[Array, "2"]
 
 
+SHAPE = 4.0  # ν: the noise of two cells of equal sensitivity may differ by a factor of two or three
+
 # The scales of the model: log-normal parameters by the name of their prior.
-SCALES = ("layer", "reaction", "batch", "floor", "interaction", "gain")
+SCALES = ("layer", "reaction", "batch", "floor", "gain", "context", "interaction")
 
 
 def prepare(given: Measurements) -> Data:
@@ -104,35 +96,50 @@ def _clean(values: np.ndarray, unit: float) -> Array:
     return jnp.asarray(np.where(np.isfinite(values), values, 0.0) / unit, jnp.float32)
 
 
-def unit_of(single: Float[np.ndarray, "batch layer option"]) -> float:
-    """The median positive loss increase: the size at which the priors' scales are stated."""
-    mean = np.nanmean(np.where(np.isfinite(single), single, np.nan), axis=0)
-    positive = mean[mean > 0]
-    if not positive.size:
-        raise ConfigError("no single-layer loss is above the float model's: there is no sensitivity to model")
-    return float(np.median(positive))
-
-
 def sensitivity_model(data: Data, prior: Prior) -> None:
     """The numpyro model; its sites are named as in the module's formulas."""
-    scale = {name: _scale(name, getattr(prior, name)) for name in SCALES}
+    scale = _scales(prior)
     options = data.allowed.shape[1]
     c = numpyro.sample("option", dist.Normal(0.0, prior.option).expand([options]).to_event(1))
     u = numpyro.sample("log_sensitivity", dist.ImproperUniform(dist.constraints.real, (), data.allowed.shape))
     numpyro.factor("layers", layer_density(u - c, data.allowed, scale["layer"], scale["reaction"]))
     s = jnp.exp(u)
-    single_sd = jnp.hypot(scale["batch"] * s, scale["floor"]) * prior.noise_factor
-    with numpyro.handlers.mask(mask=data.single_mask):
-        numpyro.sample("single", dist.Normal(s, single_sd), obs=data.single)
-    base = numpyro.sample("base", dist.Normal(data.base[0], jnp.maximum(data.base[1], 1e-6)))
-    total = scale["gain"] * jnp.take_along_axis(s.T, data.allocations, axis=0).sum(axis=1)
+    single_sd = _hypot(scale["batch"] * s, scale["floor"])
+    numpyro.factor("single", batch_density(data, s, single_sd).sum())
+    offset = numpyro.sample("offset", dist.Normal(0.0, 1.0))
+    base = numpyro.deterministic("base", data.base[0] + data.base[1] * offset)
+    z = numpyro.sample("layer_context", dist.Normal(0.0, 1.0).expand([len(s)]).to_event(1))
+    t = scale["gain"] * jnp.exp(scale["context"] * z)[:, None] * s
+    total = jnp.take_along_axis(t.T, data.allocations, axis=0).sum(axis=1)
+    joint_sd = _hypot(scale["interaction"] * total, scale["floor"])
     with numpyro.handlers.mask(mask=data.joint_mask):
-        joint_sd = scale["interaction"] * total * prior.noise_factor
         numpyro.sample("joint", dist.Normal(base + total, joint_sd), obs=data.joint)
 
 
-def _scale(name: str, prior: tuple[float, float]) -> Array:
-    return numpyro.sample(name, dist.LogNormal(jnp.log(prior[0]), prior[1]))
+def _scales(prior: Prior) -> dict[str, Array]:
+    """The scales by name. One vector is sampled, because NUTS compiles several copies of whatever every site needs."""
+    median, spread = jnp.stack([jnp.asarray(getattr(prior, name)) for name in SCALES], axis=1)
+    log = numpyro.sample("log_scale", dist.Normal(0.0, 1.0).expand([len(SCALES)]).to_event(1))
+    values = median * jnp.exp(spread * log)
+    return {name: numpyro.deterministic(name, value) for name, value in zip(SCALES, values)}
+
+
+def _hypot(x: Array, y: Array) -> Array:
+    """√(x² + y²) of numbers near 1, without the care for overflow that makes ``jnp.hypot`` slow to compile."""
+    return jnp.sqrt(x**2 + y**2)
+
+
+def batch_density(
+    data: Data, s: Float[Array, "layer option"], scale: Float[Array, "layer option"]
+) -> Float[Array, "layer option"]:
+    """log density of each cell's batches around s, up to a constant, its variance integrated out: a multivariate t.
+
+    scale: √((σ s)² + φ²). Cells without measurements have density 1.
+    """
+    n = data.single_mask.sum(axis=0)
+    rest = jnp.where(data.single_mask, data.single - s, 0.0)
+    squares = (rest**2).sum(axis=0) / scale**2
+    return -n * jnp.log(scale) - (SHAPE + n) / 2 * jnp.log1p(squares / SHAPE)
 
 
 def layer_density(
@@ -151,6 +158,12 @@ def layer_density(
     return -0.5 * (quadratic.sum() + determinant.sum() + outside.sum())
 
 
+def in_context(sites: Mapping[str, np.ndarray]) -> Float[np.ndarray, "... layer option"]:
+    """t of sites [..., layer, option]: the sensitivities among other layers that are quantized too."""
+    gain = np.asarray(sites["gain"])[..., None] * np.exp(sites["context"][..., None] * sites["layer_context"])
+    return gain[..., None] * np.exp(np.asarray(sites["log_sensitivity"], np.float64))
+
+
 def start_of(data: Data) -> dict[str, Array]:
     """Where chains start: at the measured sensitivities, and at the medians of the scales."""
     count = data.single_mask.sum(axis=0)
@@ -159,7 +172,13 @@ def start_of(data: Data) -> dict[str, Array]:
     u = jnp.log(jnp.maximum(jnp.where(known, mean, 1.0), 0.01))
     c = (u * known).sum(axis=0) / jnp.maximum(known.sum(axis=0), 1)
     u = jnp.where(data.allowed, jnp.where(known, u, c), c)
-    return {"log_sensitivity": u, "option": c, "base": data.base[0]}
+    return {
+        "log_sensitivity": u,
+        "option": c,
+        "offset": jnp.zeros(()),
+        "layer_context": jnp.zeros(len(u)),
+        "log_scale": jnp.zeros(len(SCALES)),
+    }
 
 
 def simulate(
@@ -174,24 +193,30 @@ def simulate(
 
     Allocations draw every layer's option uniformly. The truth has the model's sites by name; unit: 1.
     """
-    keys = iter(jax.random.split(key, 16))
+    keys = iter(jax.random.split(key, 20))
     layers, options = allowed.shape
     truth = {}
-    for name in SCALES:
+    truth["log_scale"] = jax.random.normal(next(keys), (len(SCALES),))
+    for name, log in zip(SCALES, truth["log_scale"]):
         median, spread = getattr(prior, name)
-        truth[name] = median * jnp.exp(spread * jax.random.normal(next(keys)))
+        truth[name] = median * jnp.exp(spread * log)
     truth["option"] = prior.option * jax.random.normal(next(keys), (options,))
     a = truth["layer"] * jax.random.normal(next(keys), (layers, 1))
     eta = jax.random.normal(next(keys), (layers, options))
     truth["log_sensitivity"] = a + truth["option"] + truth["reaction"] * eta
-    truth["base"] = base[0] + base[1] * jax.random.normal(next(keys))
+    truth["offset"] = jax.random.normal(next(keys))
+    truth["base"] = base[0] + base[1] * truth["offset"]
+    truth["layer_context"] = jax.random.normal(next(keys), (layers,))
     s = jnp.exp(truth["log_sensitivity"])
     noise = jax.random.normal(next(keys), (batches, layers, options))
-    single = s + noise * jnp.hypot(truth["batch"] * s, truth["floor"])
+    ratio = (SHAPE / 2) / jax.random.gamma(next(keys), SHAPE / 2, s.shape)
+    single = s + noise * jnp.sqrt(ratio) * jnp.hypot(truth["batch"] * s, truth["floor"])
     score = jnp.where(allowed, jax.random.uniform(next(keys), (joint, layers, options)), -1.0)
     allocations = score.argmax(axis=-1)
-    total = truth["gain"] * jnp.take_along_axis(s.T, allocations, axis=0).sum(axis=1)
-    losses = truth["base"] + total * (1 + truth["interaction"] * jax.random.normal(next(keys), (joint,)))
+    t = truth["gain"] * jnp.exp(truth["context"] * truth["layer_context"])[:, None] * s
+    total = jnp.take_along_axis(t.T, allocations, axis=0).sum(axis=1)
+    spread = jnp.hypot(truth["interaction"] * total, truth["floor"])
+    losses = truth["base"] + total + spread * jax.random.normal(next(keys), (joint,))
     measured = np.where(allowed, np.asarray(single, np.float64), np.inf)
     found = Measurements(measured, np.asarray(allocations), np.asarray(losses, np.float64), base)
     return found, {name: np.asarray(value) for name, value in truth.items()}

@@ -10,25 +10,28 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 from numpyro.infer import MCMC, NUTS, init_to_value
 
 from qresearch.allocation.bayes.diagnostics import Diagnostics, diagnose
-from qresearch.allocation.bayes.model import Data, Measurements, Prior, prepare, sensitivity_model, start_of
+from qresearch.allocation.bayes.measurements import Measurements
+from qresearch.allocation.bayes.model import Data, Prior, in_context, prepare, sensitivity_model, start_of
 
 DEFAULT_PRIOR = Prior()
+DENSE_CELLS = 300  # sensitivities whose correlations are learned in warm-up; of more, a thousand draws learn too little
 
 
 class Posterior(NamedTuple):
     """Draws of sensitivities and of how they add up, in the measurements' own unit.
 
-    sensitivity: +inf where an option is not allowed. gain, interaction: ρ and ι, no unit. base: the float model's
-    loss. sites: every site of the model by name, [chain, draw, ...], in units of ``Measurements.unit``.
+    sensitivity: t of ``model``, what a layer loses where others are quantized too; +inf where an option is not allowed.
+    interaction: ι, no unit. floor: φ. base: the float model's loss. sites: every site of the model by name,
+    [chain, draw, ...], in units of ``Measurements.unit``.
     """
 
     sensitivity: Float[np.ndarray, "draw layer option"]
-    gain: Float[np.ndarray, "draw"]
     interaction: Float[np.ndarray, "draw"]
+    floor: Float[np.ndarray, "draw"]
     base: Float[np.ndarray, "draw"]
     sites: dict[str, np.ndarray]
     diagnostics: Diagnostics
@@ -36,10 +39,14 @@ class Posterior(NamedTuple):
     def predict(
         self, allocations: Int[np.ndarray, "n layer"]
     ) -> tuple[Float[np.ndarray, "draw n"], Float[np.ndarray, "draw n"]]:
-        """(mean, sd) per draw of the measured losses of allocations: base + ρ Σ s, and ι ρ Σ s."""
+        """(mean, sd) per draw of the measured losses of allocations: base + T, and √((ι T)² + φ²)."""
         layers = np.arange(self.sensitivity.shape[1])
-        total = self.gain[:, None] * self.sensitivity[:, layers, allocations].sum(axis=-1)
-        return self.base[:, None] + total, self.interaction[:, None] * total
+        total = self.sensitivity[:, layers, allocations].sum(axis=-1)
+        return self.base[:, None] + total, self.spread(total)
+
+    def spread(self, total: Float[np.ndarray, "draw n"]) -> Float[np.ndarray, "draw n"]:
+        """The standard deviation of measured losses whose sensitivities sum to ``total``."""
+        return np.hypot(self.interaction[:, None] * total, self.floor[:, None])
 
 
 def fit(
@@ -62,14 +69,20 @@ def fit(
     data = prepare(measurements)
     samples, extra = _program(warmup, draws, chains, target_accept)(key, data, prior)
     sites = {name: np.asarray(value, np.float64) for name, value in samples.items()}
-    flat = {name: value.reshape(-1, *value.shape[2:]) for name, value in sites.items()}
-    sensitivity = np.where(data.allowed, np.exp(flat["log_sensitivity"]), np.inf) * measurements.unit
-    diagnostics = diagnose(sites, np.asarray(extra), data, prior)
+    diagnostics = diagnose(sites, np.asarray(extra), data)
     if warn:
         for message in diagnostics.remedies:
             warnings.warn(message, stacklevel=2)
-    base = flat["base"] * measurements.unit
-    return Posterior(sensitivity, flat["gain"], flat["interaction"], base, sites, diagnostics)
+    return posterior_of(sites, np.asarray(data.allowed), measurements.unit, diagnostics)
+
+
+def posterior_of(
+    sites: dict[str, np.ndarray], allowed: Bool[np.ndarray, "layer option"], unit: float, diagnostics: Diagnostics
+) -> Posterior:
+    """The posterior of draws of the model's sites [chain, draw, ...]."""
+    flat = {name: value.reshape(-1, *value.shape[2:]) for name, value in sites.items()}
+    sensitivity = np.where(allowed, in_context(flat), np.inf) * unit
+    return Posterior(sensitivity, flat["interaction"], flat["floor"] * unit, flat["base"] * unit, sites, diagnostics)
 
 
 @functools.lru_cache(maxsize=16)
@@ -78,13 +91,15 @@ def _program(
 ) -> Callable[[Array, Data, Prior], tuple[dict[str, Array], Any]]:
     """(key, data, prior) -> (sites [chain, draw, ...], divergences [chain, draw]), compiled once per shape."""
 
-    @jax.jit
+    # Thousands of steps: worth compiling well even where the caller's XLA_FLAGS ask for quick compilation.
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
     def run(key: Array, data: Data, prior: Prior) -> tuple[dict[str, Array], Any]:
         kernel = NUTS(
             sensitivity_model,
             target_accept_prob=target_accept,
             init_strategy=init_to_value(values=start_of(data)),
             max_tree_depth=8,
+            dense_mass=data.allowed.size <= DENSE_CELLS,
         )
         mcmc = MCMC(
             kernel,

@@ -8,7 +8,7 @@ from scipy.special import ndtr
 
 from qresearch.allocation.bayes import METHODS
 from qresearch.allocation.bayes.decisions import best_expected, draw_optima
-from qresearch.allocation.bayes.joint import Joint
+from qresearch.allocation.bayes.measurements import Joint
 from qresearch.allocation.bayes.posterior import Posterior
 from qresearch.allocation.budgets import Limits, within
 from qresearch.allocation.problem import Problem
@@ -34,7 +34,7 @@ def suggest(
     """
     if method not in METHODS:
         raise ConfigError(f"suggestions are made by {' or '.join(METHODS)}, got '{method}'")
-    loss = posterior.gain[:, None, None] * posterior.sensitivity
+    loss = posterior.sensitivity
     best_of_draws = random.permutation(draw_optima(loss, problem, limits).allocations.reshape(-1, len(problem.loss)))
     if method == "thompson":
         return _new(best_of_draws, known)[:n]
