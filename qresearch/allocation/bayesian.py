@@ -47,9 +47,10 @@ def allocate(
     times, the posterior of ``bayes.model`` is fitted to the table and all joint losses (two chains of ``warmup`` +
     ``draws``), and ``suggest`` names what to measure next. The table needs no particular unit: it is brought to that of
     the measured losses. A problem that cannot measure has nothing to learn from, and gets the table's exact answer.
-    ``info``: ``evaluations``; of the last posterior ``probabilities`` [budget][layer][option], ``optimal`` (P that the
-    allocation of least expected loss is optimal), ``regret`` and ``loss_band`` (5 % to 95 %) of it, per budget, and
-    ``remedies``, what its diagnostics ask for.
+    ``info``: ``evaluations``; ``measured``, the least measured loss per budget; of the last posterior, per budget,
+    ``probabilities`` [layer][option], ``optimal`` (P that the allocation of least expected loss is optimal), its
+    expected ``regret``, and 5, 25, 50, 75 and 95 % quantiles of its ``loss`` and of the ``front``; ``diagnostics``, and
+    ``remedies``, what they ask for; ``draws``, for ArviZ (``bayes.groups``).
     Raises ``ConfigError`` for losses that are NaN or never finite, and for too few measurements.
     """
     start = time.perf_counter()
@@ -65,9 +66,11 @@ def allocate(
     merged, index = merge_groups(problem)
     known, report = _loop(generator(key), _Asked(problem, merged, index), limits, plan)
     met = within(merged, known.allocations, limits)
-    found = known.allocations[np.where(met, known.losses, np.inf).argmin(axis=1)][:, index]
+    losses = np.where(met, known.losses, np.inf)
+    found = known.allocations[losses.argmin(axis=1)][:, index]
     report["probabilities"] = np.asarray(report["probabilities"])[:, index].tolist()
-    info = {"stochastic": True, "evaluations": len(known.losses), **report, "seconds": time.perf_counter() - start}
+    info = {"stochastic": True, "evaluations": len(known.losses), "measured": losses.min(axis=1).tolist(), **report}
+    info["seconds"] = time.perf_counter() - start
     return found, info
 
 
@@ -91,6 +94,7 @@ def _loop(random: np.random.Generator, asked: _Asked, limits: Limits, plan: _Pla
     import jax  # here and below alone: the command line lists allocators without paying for JAX and numpyro
 
     from qresearch.allocation.bayes.decisions import decide
+    from qresearch.allocation.bayes.groups import groups_of
     from qresearch.allocation.bayes.posterior import fit
     from qresearch.allocation.bayes.suggest import suggest
 
@@ -113,8 +117,11 @@ def _loop(random: np.random.Generator, asked: _Asked, limits: Limits, plan: _Pla
         "probabilities": decision.probabilities.tolist(),
         "optimal": decision.optimal.tolist(),
         "regret": decision.regret.tolist(),
-        "loss_band": decision.loss[[0, -1]].T.tolist(),
+        "loss": decision.loss.T.tolist(),
+        "front": decision.front.T.tolist(),
+        "diagnostics": {name: value for name, value in posterior.diagnostics._asdict().items() if name != "remedies"},
         "remedies": list(posterior.diagnostics.remedies),
+        "draws": groups_of(random, posterior, given),
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from qresearch.cost import COSTS
 from qresearch.errors import DataError
 from qresearch.report.additivity import ABOUT as ADDITIVITY
 from qresearch.report.additivity import HEADER as ADDITIVITY_HEADER
@@ -15,6 +16,10 @@ from qresearch.report.compare import mixed_versus_uniform, paired_difference
 from qresearch.report.figure import front_png
 from qresearch.report.front import Point, direction, front, points_of
 from qresearch.report.html import Section, report_html
+from qresearch.report.posterior import ABOUT as POSTERIOR
+from qresearch.report.posterior import HEADER as POSTERIOR_HEADER
+from qresearch.report.posterior import Belief, beliefs, posterior_rows, probabilities_csv
+from qresearch.report.posterior_figure import bands_png, bits_png
 from qresearch.report.searches import HEADER as SEARCHES_HEADER
 from qresearch.report.searches import about_searches, report_settings, search_points, search_rows, searches_csv
 from qresearch.report.table import (
@@ -55,7 +60,8 @@ __all__ = [
 
 def write_report(run: RunFolder) -> list[Path]:
     """Writes ``front.csv``, ``allocations.csv``, ``front.png`` and ``report.html`` into the run's folder; where
-    searches are compared, ``searches.csv`` and ``searches.png`` too, over the cost that the config reports.
+    searches are compared, ``searches.csv`` and ``searches.png`` too, over the cost that the config reports; and where
+    they say how sure they are, ``probabilities.csv``, ``bits.png`` and ``bands.png``.
 
     Returns their paths. ``DataError`` if no trial of the run has finished.
     """
@@ -83,6 +89,19 @@ def write_report(run: RunFolder) -> list[Path]:
         write_text(paths[-2], searches_csv(rows))
         compared = search_points(points)
         write_bytes(paths[-1], front_png(compared, front(compared, cost), cost))
+    return paths + _write_beliefs(run, beliefs(points), settings.get("cost", "average_bits"))
+
+
+def _write_beliefs(run: RunFolder, found: list[Belief], cost: str) -> list[Path]:
+    """``probabilities.csv`` and ``bits.png`` where searches say how sure they are; ``bands.png`` of bands of losses."""
+    if not found:
+        return []
+    paths = [run.path / "probabilities.csv", run.path / "bits.png"]
+    write_text(paths[0], probabilities_csv(found))
+    write_bytes(paths[1], bits_png(found))
+    if any("front" in belief.posterior for belief in found):
+        paths.append(run.path / "bands.png")
+        write_bytes(paths[2], bands_png(found, cost, COSTS[cost].unit if cost in COSTS else ""))
     return paths
 
 
@@ -96,6 +115,8 @@ def _sections(run: RunFolder, stored: Stored, points: tuple[Point, ...], on_fron
     settings = report_settings(run)
     if searches := search_rows(points, settings):
         sections.append(Section("Searches", about_searches(settings), SEARCHES_HEADER, searches))
+    if believed := posterior_rows(beliefs(points)):
+        sections.append(Section("Posteriors", POSTERIOR, POSTERIOR_HEADER, believed))
     if joint := additivity_rows(run):
         sections.append(Section("Additivity", ADDITIVITY, ADDITIVITY_HEADER, joint))
     if failed:

@@ -50,7 +50,7 @@ def _panel(axes: Axes, problem: Problem, points: Sequence[tuple[bool, Point]], c
         _series(axes, index, [point for point in quantized if point.series == series], cost)
     for _, point in points:
         if point.flow == "float":
-            label = _literal(f"{point.label} ({point.test.mean:.4f})")
+            label = literal(f"{point.label} ({point.test.mean:.4f})")
             axes.axhline(point.test.mean, color="#555555", linestyle="--", linewidth=1, label=label)
     ringed = [point for marked, point in points if marked]
     if ringed:
@@ -58,9 +58,9 @@ def _panel(axes: Axes, problem: Problem, points: Sequence[tuple[bool, Point]], c
         label = "front (chosen on validation data)"
         axes.scatter(x, y, s=130, facecolors="none", edgecolors="#333333", linewidths=1.3, zorder=3, label=label)
     unit = COSTS[cost].unit if cost in COSTS else ""
-    axes.set_xlabel(_literal("average bits" if cost == "average_bits" else f"{cost} ({unit})" if unit else cost))
-    axes.set_ylabel(_literal(f"test {problem.score_label}"))
-    axes.set_title(_literal(f"{problem.model} · {problem.data}"), fontsize=10)
+    axes.set_xlabel(literal("average bits" if cost == "average_bits" else f"{cost} ({unit})" if unit else cost))
+    axes.set_ylabel(literal(f"test {problem.score_label}"))
+    axes.set_title(literal(f"{problem.model} · {problem.data}"), fontsize=10)
     axes.grid(alpha=0.25)
     columns = _columns(len(names))
     beside: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "ncols": columns} if columns else {}
@@ -89,10 +89,10 @@ def _series(axes: Axes, index: int, points: Sequence[Point], cost: str) -> None:
         markersize=5,
         linewidth=1.2,
         capsize=3,
-        label=_literal(ordered[0].series),
+        label=literal(ordered[0].series),
     )
 
 
-def _literal(text: str) -> str:
+def literal(text: str) -> str:
     """Names come from records: a dollar sign in one is no mathematics, a leading underscore hides no legend entry."""
     return text.replace("$", r"\$").lstrip("_")

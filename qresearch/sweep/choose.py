@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from qresearch.allocation import ALLOCATORS, Measure, Problem, check_budgets, refine
 from qresearch.calibration import MenuQParams
-from qresearch.config import RunConfig, SensitivityConfig
+from qresearch.config import RunConfig, SensitivityConfig, trial_label
 from qresearch.data.dataset import with_first
 from qresearch.evaluation import Batches, make_batches
 from qresearch.models import Variables
@@ -33,7 +33,7 @@ from qresearch.sensitivities import (
 )
 from qresearch.sweep.assemble import costs_of, recipe_of
 from qresearch.sweep.found import Found, Start, load_found, save_found
-from qresearch.sweep.sensitivity_json import joint_json, table_json
+from qresearch.sweep.sensitivity_json import joint_json, posterior_json, table_json
 from qresearch.training import Trainer
 
 if TYPE_CHECKING:
@@ -124,9 +124,13 @@ class Chooser:
             measured[0] += len(allocations)
             return measure(allocations)
 
-        bits = self.allocate(config, table, counted)
+        bits, info = self._allocate(config, table, counted)
         taken = {"seconds": time.monotonic() - started, "measured": measured[0], "epochs": 0}
-        return Found(bits, taken | {"table_seconds": self._seconds[key, config.sensitivity]})
+        taken["table_seconds"] = self._seconds[key, config.sensitivity]
+        for remedy in info.get("remedies", ()):
+            self.bench.reporter.line(f"{config.allocation.allocator}, {trial_label(config)}: {remedy}")
+        names = [layer.name for layer in self.bench.sketch.layers]
+        return Found(bits, taken | posterior_json(info, names, table.options), draws=info.get("draws"))
 
     def _train(self, config: RunConfig, key: str, variables: Variables) -> Found:
         """The bits that a differentiable search finds; its trained weights are not used: the trial's flow decides."""
@@ -172,13 +176,20 @@ class Chooser:
         One budget a call: an allocator may let budgets share what it finds, and a trial's result must not depend on
         which others are still to be run.
         """
+        return self._allocate(config, table, measure)[0]
+
+    def _allocate(
+        self, config: RunConfig, table: Sensitivity, measure: Measure | None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """The bits, and the allocator's ``info``."""
         chosen = config.allocation
         problem, limit = self.problem(config, table, measure)
         seed, options = jax.random.key(config.seed), dict(chosen.options)
-        allocation = ALLOCATORS[chosen.allocator](seed, problem, limit, **options)[0][0]
-        if chosen.refine:
-            allocation, _ = refine(problem, allocation, check_budgets(problem, limit)[0], rounds=chosen.refine)
-        return allocation_bits(table, allocation)
+        allocations, info = ALLOCATORS[chosen.allocator](seed, problem, limit, **options)
+        if not chosen.refine:
+            return allocation_bits(table, allocations[0]), info
+        refined, _ = refine(problem, allocations[0], check_budgets(problem, limit)[0], rounds=chosen.refine)
+        return allocation_bits(table, refined), info
 
     def problem(
         self, config: RunConfig, table: Sensitivity, measure: Measure | None = None

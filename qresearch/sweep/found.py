@@ -16,6 +16,7 @@ from qresearch.errors import DataError
 from qresearch.models import Variables
 from qresearch.qmodel import QParams, QuantizedModel
 from qresearch.results.atomic import make_folder, read_bytes, write_json
+from qresearch.results.draws import Groups, save_draws
 
 
 class Start(NamedTuple):
@@ -27,11 +28,14 @@ class Start(NamedTuple):
 
 
 class Found(NamedTuple):
-    """bits: [layer, 2]. taken: what it took to find them, and how sure the search is, as the trial's record has it."""
+    """bits: [layer, 2]. taken: what it took to find them, and how sure the search is, as the trial's record has it.
+    draws: of a posterior, as ArviZ takes them; stored, and not loaded again.
+    """
 
     bits: np.ndarray
     taken: dict[str, Any]
     start: Start | None = None
+    draws: Groups | None = None
 
 
 def save_found(folder: Path, config: RunConfig, found: Found) -> None:
@@ -41,6 +45,8 @@ def save_found(folder: Path, config: RunConfig, found: Found) -> None:
     if found.start is not None:
         content["kept"] = found.start.kept.tolist()
         save_checkpoint(_path(folder, config), {"variables": found.start.variables, "qparams": found.start.qparams})
+    if found.draws is not None:
+        save_draws(_path(folder, config).with_suffix(".npz"), found.draws)
     write_json(_path(folder, config).with_suffix(".json"), content)
 
 

@@ -1,12 +1,16 @@
-"""Sensitivity tables as JSON that people and reports read: what is not finite is null."""
+"""Sensitivity tables and posteriors as JSON that people and reports read: what is not finite is null."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from qresearch.rules import Option
 from qresearch.sensitivities import Additivity, Sensitivity
+
+QUANTILES = ("5 %", "25 %", "50 %", "75 %", "95 %")  # of the bands in records
 
 
 def table_json(table: Sensitivity, layers: list[str]) -> dict[str, Any]:
@@ -25,6 +29,22 @@ def joint_json(found: Additivity) -> dict[str, Any]:
     rank, ratio = _finite(np.array([found.rank_correlation, found.ratio]))
     lists = {name: _finite(values) for name, values in found._asdict().items()}
     return lists | {"rank_correlation": rank, "ratio": ratio}
+
+
+def posterior_json(info: dict[str, Any], layers: list[str], options: Sequence[Option]) -> dict[str, Any]:
+    """What an allocator's ``info`` says of how sure it is, of its first budget; empty where it says nothing.
+
+    probabilities: {layer: {option: P}}, of what its posterior's draws choose.
+    """
+    probabilities = info.get("probabilities") or info.get("marginals")
+    if not probabilities:
+        return {}
+    names = [f"W{weight:g}A{input_:g}" for weight, input_ in options]
+    shares = {layer: dict(zip(names, row)) for layer, row in zip(layers, probabilities[0])}
+    own = {name: info[name][0] for name in ("optimal", "regret", "measured") if name in info}
+    bands = {name: dict(zip(QUANTILES, info[name][0])) for name in ("loss", "front") if name in info}
+    rest = {name: info[name] for name in ("diagnostics", "temperature") if name in info}
+    return {"posterior": {"probabilities": shares, **own, **bands, **rest}}
 
 
 def _finite(values: np.ndarray) -> list[float | None]:

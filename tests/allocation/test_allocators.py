@@ -172,7 +172,7 @@ def test_info_is_plain(allocate):
     _, info = allocate(0, problem, budgets_of(problem))
     assert info["seconds"] >= 0
     for value in info.values():
-        assert isinstance(value, str | float | int | list)
+        assert isinstance(value, str | float | int | list | dict)
 
 
 def test_one_layer_and_one_option(allocate):

@@ -65,7 +65,14 @@ def test_tied_layers_stay_tied_and_info_says_what_is_known():
     assert all(np.all(asked[:, 1] == asked[:, 4]) for asked in case.asked)
     assert np.shape(info["probabilities"]) == (3, 7, 3)
     np.testing.assert_allclose(np.sum(info["probabilities"], axis=-1), 1)
-    assert np.all(np.diff(info["loss_band"], axis=1) > 0)
+    assert np.all(np.diff(info["loss"], axis=1) > 0)
+    assert np.all(np.diff(info["front"], axis=1) > 0)
+    np.testing.assert_allclose(info["measured"], case.loss(allocations))
+    assert set(info["diagnostics"]) == {"divergent", "r_hat", "samples", "single_p", "joint_p", "trend_p"}
+    draws = info["draws"]
+    assert draws["posterior"]["gain"].shape == draws["sample_stats"]["diverging"].shape == (2, OPTIONS["draws"])
+    assert draws["posterior_predictive"]["joint"].shape == (2, OPTIONS["draws"], len(draws["observed_data"]["joint"]))
+    assert len(draws["observed_data"]["joint"]) == info["evaluations"]
     assert np.all(np.array(info["regret"]) >= 0)
     again = Interacting(3, layers=7, groups=((1, 4),))
     np.testing.assert_array_equal(bayesian.allocate(0, again.problem, again.budgets, **OPTIONS)[0], allocations)

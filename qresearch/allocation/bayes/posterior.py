@@ -34,6 +34,7 @@ class Posterior(NamedTuple):
     floor: Float[np.ndarray, "draw"]
     base: Float[np.ndarray, "draw"]
     sites: dict[str, np.ndarray]
+    diverging: Bool[np.ndarray, "chain draw"]
     diagnostics: Diagnostics
 
     def predict(
@@ -73,16 +74,21 @@ def fit(
     if warn:
         for message in diagnostics.remedies:
             warnings.warn(message, stacklevel=2)
-    return posterior_of(sites, np.asarray(data.allowed), measurements.unit, diagnostics)
+    return posterior_of(sites, np.asarray(extra), np.asarray(data.allowed), measurements.unit, diagnostics)
 
 
 def posterior_of(
-    sites: dict[str, np.ndarray], allowed: Bool[np.ndarray, "layer option"], unit: float, diagnostics: Diagnostics
+    sites: dict[str, np.ndarray],
+    diverging: Bool[np.ndarray, "chain draw"],
+    allowed: Bool[np.ndarray, "layer option"],
+    unit: float,
+    diagnostics: Diagnostics,
 ) -> Posterior:
     """The posterior of draws of the model's sites [chain, draw, ...]."""
     flat = {name: value.reshape(-1, *value.shape[2:]) for name, value in sites.items()}
     sensitivity = np.where(allowed, in_context(flat), np.inf) * unit
-    return Posterior(sensitivity, flat["interaction"], flat["floor"] * unit, flat["base"] * unit, sites, diagnostics)
+    floor, base = flat["floor"] * unit, flat["base"] * unit
+    return Posterior(sensitivity, flat["interaction"], floor, base, sites, diverging, diagnostics)
 
 
 @functools.lru_cache(maxsize=16)

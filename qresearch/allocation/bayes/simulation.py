@@ -126,7 +126,7 @@ def overconfident(posterior: Posterior, allowed: Bool[np.ndarray, "layer option"
         return posterior
     sites = {name: contracted(value) for name, value in posterior.sites.items()}
     sites |= {name: np.exp(contracted(np.log(posterior.sites[name]))) for name in SCALES}
-    found = posterior_of(sites, allowed, 1.0, posterior.diagnostics)
+    found = posterior_of(sites, posterior.diverging, allowed, 1.0, posterior.diagnostics)
     return found._replace(interaction=found.interaction / factor, floor=found.floor / factor)
 
 
