@@ -27,7 +27,7 @@ LEVELS = ("5 %", "25 %", "50 %", "75 %", "95 %")  # the quantiles in records
 ABOUT = (
     "Of the allocation of least expected loss: the probability that no other within the budget loses less; by how much,"
     " in expectation, the best one does; its validation loss, median and bands. Of the sampler: the share of divergent"
-    " draws, r-hat (1 where chains agree), and how many independent draws the worst known unknown has; of the model: the"
+    " draws, r-hat (1 where chains agree), how many independent draws the worst known unknown has; of the model: the"
     " least posterior predictive p-value (below 0.01, measurements contradict it)."
 )
 

@@ -79,6 +79,8 @@ def bands_png(found: Sequence[Belief], cost: str, unit: str = "") -> bytes:
         axes.plot(x, measured, "o", color=colour, markeredgecolor="black", label=literal(f"{name} chosen, measured"))
     axes.set_xlabel(literal(f"{cost} ({unit})" if unit else cost))
     axes.set_ylabel("validation loss")
+    if all(belief.posterior["front"]["5 %"] > 0 for belief in own):
+        axes.set_yscale("log")
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8)
     return _png(figure)
