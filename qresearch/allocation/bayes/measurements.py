@@ -37,7 +37,8 @@ class Joint(NamedTuple):
 
 def unit_of(single: Float[np.ndarray, "batch layer option"]) -> float:
     """The mean of the positive loss increases: the size at which the priors' scales are stated."""
-    mean = np.nanmean(np.where(np.isfinite(single), single, np.nan), axis=0)
+    finite = np.isfinite(single)
+    mean = np.where(finite, single, 0.0).sum(axis=0) / np.maximum(finite.sum(axis=0), 1)
     positive = mean[mean > 0]
     if not positive.size:
         raise ConfigError("no single-layer loss is above the float model's: there is no sensitivity to model")
