@@ -95,7 +95,7 @@ def data_folder(
             folder = request.getfixturevalue("cifar10_folder")
             inner = folder / "cifar-10-batches-bin"
             (tmp_path / "cifar-10-batches-bin").symlink_to(inner if inner.is_dir() else folder)
-        for part in {"text": ["text"], "digit_scenes": ["mnist"]}.get(config.data.name, []):
+        for part in {"text": ["text"], "digit_scenes": ["mnist"], "mnist": ["mnist"]}.get(config.data.name, []):
             (tmp_path / part).symlink_to(shared_path("data", part))
         if config.model.weights:
             (tmp_path / "weights").symlink_to(shared_path("data", "weights"))

@@ -65,8 +65,11 @@ def load_found(
             raise DataError(f"{facts}: is of another model")
         if kept is None:
             return Found(bits, taken)
+        kept = np.asarray(kept, np.float64)
+        if kept.shape != bits.shape[:1]:
+            raise DataError(f"{facts}: is of another model")
         template = {"variables": variables, "qparams": jax.eval_shape(model.init, variables, x, bits)}
-        return Found(bits, taken, Start(**load_checkpoint(path, template), kept=np.asarray(kept)))
+        return Found(bits, taken, Start(**load_checkpoint(path, template), kept=kept))
     except DataError as error:
         report(f"{error}; the search is run again")
     except (ValueError, KeyError, TypeError):

@@ -9,15 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import golden_cases
+from search_cases import plain_subject
 
 from qresearch.numerics.residuals import decompose
+from qresearch.qmodel import quantize_model
 from qresearch.quantizers import QuantSpec
 from qresearch.quantizers.bayesian_bits import BayesianBits, bayesian_bits
 from qresearch.quantizers.hard_concrete import hc_prob_pos
-from qresearch.search.gates import Gated, gated, opened, shares_of
+from qresearch.rules import Rule, SiteRule
+from qresearch.search.bayesian_bits import _sites, learner
+from qresearch.search.gates import Gated, Phi, gated, opened, shares_of
+from qresearch.search.svi import HardConcrete
 
 DOUBLING = (2.0, 4.0, 8.0, 16.0, 32.0)
 ALL_GATES = 31.0
+STARTS = jnp.asarray([6.0, 6.0, 6.0, -6.0])  # of the gates of 4, 8, 16 and 32 bits
 SIGNS = pytest.mark.parametrize("signed", [True, False])
 
 
@@ -123,3 +129,52 @@ def test_a_pruned_channel_is_0_and_passes_no_gradient():
     assert of_x[:, 0].any()
     assert of_channels.shape == (1, 3)
     assert of_channels[0, 1] != 0  # a closed gate may open again
+
+
+def test_a_draw_of_the_search_is_the_authors_sample(monkeypatch):
+    """Given their uniform draw: the gate, and its slope in φ."""
+    (sampled,) = [arrays for case, arrays in golden_cases("bayesianbits") if case["case"] == "l0_sample"]
+    monkeypatch.setattr(jax.random, "uniform", lambda key, shape: jnp.asarray(sampled["u"]).reshape(shape))
+
+    def draw(phi):
+        gates = HardConcrete(phi).sample(jax.random.key(0))
+        return gates.sum(), gates
+
+    (_, gates), slopes = jax.value_and_grad(draw, has_aux=True)(jnp.asarray(sampled["phi"]))
+    np.testing.assert_allclose(gates, sampled["z"], atol=1e-6)
+    np.testing.assert_allclose(slopes, sampled["dphi"], rtol=2e-5, atol=2e-5)
+    assert {0.0, 1.0} < set(gates.tolist())
+
+
+@pytest.mark.parametrize(("name", "operand"), [("regularizer_prune", "weight"), ("regularizer_noprune", "input")])
+def test_the_prior_is_what_the_authors_computed(name, operand):
+    """Of one site of a model of 9 and 30 multiply-accumulates; without channel gates they take 1 for 2 bits."""
+    (case, arrays), *_ = [found for found in golden_cases("bayesianbits") if found[0]["case"] == name]
+    sites, learned = two_layers()
+    assert case["mac_count"] / case["max_macs"] == 9 / 30
+    wide = jnp.asarray([case[f"gamma_{width}"] for width in (4, 8, 16, 32)], jnp.float32) - STARTS
+    pruned = None if case["gamma_2"] is None else jnp.asarray([case["gamma_2"]], jnp.float32) - 6.0
+
+    def prior(phi):
+        return sites.prior({**learned, "moved": {**learned["moved"], ("first", operand): phi}}, 1.0)
+
+    steps = Phi(wide, pruned)
+    closed = jax.tree.map(lambda leaf: leaf - 100.0, steps)
+    value, slopes = jax.value_and_grad(prior)(steps)
+    constant = 1.0 if pruned is None else 0.0  # what their regularizer has left where all gates are closed
+    np.testing.assert_allclose(value - prior(closed), arrays["reg"] - constant, rtol=1e-5)
+    flat = slopes.widths if pruned is None else jnp.concatenate([slopes.channels.ravel(), slopes.widths])
+    np.testing.assert_allclose(flat, arrays["dgammas"], rtol=1e-4, atol=1e-6)
+
+
+@functools.cache
+def two_layers():
+    """The sites of two dense layers, 3 to 3 and 3 to 10, with a choice of all doubling widths; what is learned."""
+    params = {"first": jnp.ones((3, 3)), "second": jnp.ones((3, 10))}
+    site = SiteRule("bayesian_bits", options=(("prune_axis", -1),))
+    menu = tuple((weight, input) for weight in (2, 4, 8, 16, 32) for input in (2, 4, 8, 16, 32))
+    rules = (Rule("*", site, SiteRule("bayesian_bits"), menu),)
+    x = jnp.ones((1, 3))
+    model = quantize_model(lambda params, x: x @ params["first"] @ params["second"], params, x, rules)
+    subject = plain_subject(model, params, x)
+    return _sites(subject), learner(subject).start(subject)

@@ -16,7 +16,7 @@ from qresearch.models import MODELS, Model
 from qresearch.sensitivities import Sensitivity
 from qresearch.sweep.assemble import known_names
 from qresearch.sweep.bench import Bench
-from qresearch.sweep.choose import _rounded_up
+from qresearch.sweep.check_choice import _rounded_up
 from qresearch.sweep.progress import Silent
 
 SITE = {"quantizer": "lsq", "granularity": "per_tensor", "range": "minmax"}

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 
 import numpy as np
-from small_sweep import SMALL, settings, stored, write_small
+import pytest
+from small_sweep import SMALL, outcome_of, settings, stored, write_small
 
+import qresearch.sweep.choose
+import qresearch.sweep.execute
 from qresearch.cli import main
 
 QUANTIZE = {
@@ -24,11 +27,22 @@ VALUES = [f"quantize={json.dumps(QUANTIZE)}", f"allocation={json.dumps(ALLOCATIO
 VALUES += ["search={epochs: 4, batch_size: 128, learning_rate: 1e-3}"]
 
 
-def test_qat_goes_on_with_fixed_gates_and_records_count_kept_channels(tmp_path):
-    sweep = json.dumps({"list": [{"flow": "qat"}]})
-    values = settings(*VALUES, f"sweep={sweep}", f"output={tmp_path / 'out'}")
-    assert main(["sweep", str(write_small(tmp_path, SMALL)), *values]) == 0
-    (record,) = stored(tmp_path / "out").values()
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """The output folder of a search and the QAT that goes on from it."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    assert pruned(folder) == 0
+    return folder / "out"
+
+
+def pruned(folder):
+    """The exit status of the sweep."""
+    values = settings(*VALUES, 'sweep={"list": [{"flow": "qat"}]}', f"output={folder / 'out'}")
+    return main(["sweep", str(write_small(folder, SMALL)), *values])
+
+
+def test_qat_goes_on_with_fixed_gates_and_records_count_kept_channels(unbroken):
+    (record,) = stored(unbroken).values()
     kept = record["metrics"]["channels_kept"]
     assert 0 < min(kept.values()) < 1
     assert kept["linear3/kernel"] == 1
@@ -43,6 +57,22 @@ def test_qat_goes_on_with_fixed_gates_and_records_count_kept_channels(tmp_path):
     assert set(chances["weight"]) == set(chances["input"]) == {"2", "4", "8"}
     np.testing.assert_allclose(sum(chances["input"].values()), 1, rtol=1e-5)
     assert sum(chances["weight"].values()) < 1  # the rest of the channels is pruned
+
+
+def test_stopped_before_qat_the_same_command_gives_the_same_record(unbroken, tmp_path, monkeypatch, capsys):
+    def stopped(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(qresearch.sweep.execute, "_train", stopped)
+    assert pruned(tmp_path) == 130
+    assert not stored(tmp_path / "out")
+    assert len(list((tmp_path / "out").glob("*/searches/*.json"))) == 1
+    monkeypatch.undo()
+    monkeypatch.setattr(qresearch.sweep.choose.Chooser, "_train", stopped)  # what was found is not searched for again
+    assert pruned(tmp_path) == 0
+    assert "again" not in capsys.readouterr().out
+    (found,), (expected,) = (stored(output).values() for output in (tmp_path / "out", unbroken))
+    assert outcome_of(found) == outcome_of(expected)
 
 
 def test_rounding_the_float_model_with_channel_gates_is_refused(tmp_path, capsys):
