@@ -20,7 +20,7 @@ import numpy as np
 from bayes_subject import subject_of
 
 from qresearch.allocation.bayes.measurements import Measurements
-from qresearch.allocation.bayes.posterior import Posterior, fit
+from qresearch.allocation.bayes.posterior import Posterior, fit_posterior
 from qresearch.report.posterior_figure import reliability_png
 from qresearch.results import environment
 from qresearch.sensitivities.measured_losses import measure_losses
@@ -40,14 +40,14 @@ def coverage(
 
 def rows_of(config: Path, examples: int, fitted: int, held_out: int, splits: int) -> list[dict]:
     started = time.perf_counter()
-    everything = measure_losses(subject_of(config, examples).subject, fitted + held_out)
+    everything = measure_losses(*subject_of(config, examples).subject[:6], joint=fitted + held_out)
     measuring, random, rows = time.perf_counter() - started, np.random.default_rng(0), []
     for split in range(splits):
         order = random.permutation(fitted + held_out)
         own, rest = order[:fitted], order[fitted:]
         given: Measurements = everything._replace(allocations=everything.allocations[own], joint=everything.joint[own])
         started = time.perf_counter()
-        posterior = fit(jax.random.key(split), given)
+        posterior = fit_posterior(jax.random.key(split), given)
         found = coverage(random, posterior, everything.allocations[rest], everything.joint[rest])
         rows.append(
             {

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qresearch.allocation import ALLOCATORS, Problem
+    from qresearch.allocation.bayes.decisions import decide
+    from qresearch.allocation.bayes.posterior import fit_posterior
+    from qresearch.allocation.bayes.suggest import suggest
     from qresearch.calibration import MenuQParams, calibrate, select
     from qresearch.cost import COSTS, layer_counts
     from qresearch.cost_table import read_cost_table
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
         allocation_bits,
         budget_of,
         make_problem,
+        measure_losses,
         sensitivity,
         tied_layers,
     )
@@ -35,6 +39,9 @@ if TYPE_CHECKING:
 
 _HOME = {
     "allocation": ("ALLOCATORS", "Problem"),
+    "allocation.bayes.decisions": ("decide",),
+    "allocation.bayes.posterior": ("fit_posterior",),
+    "allocation.bayes.suggest": ("suggest",),
     "calibration": ("MenuQParams", "calibrate", "select"),
     "cost": ("COSTS", "layer_counts"),
     "cost_table": ("read_cost_table",),
@@ -53,6 +60,7 @@ _HOME = {
         "allocation_bits",
         "budget_of",
         "make_problem",
+        "measure_losses",
         "sensitivity",
         "tied_layers",
     ),
@@ -82,15 +90,18 @@ __all__ = [
     "allocation_bits",
     "budget_of",
     "calibrate",
+    "decide",
     "evaluate",
     "evaluate_population",
     "find_layers",
+    "fit_posterior",
     "hypervolume",
     "layer_counts",
     "make_batches",
     "make_method",
     "make_problem",
     "make_trainer",
+    "measure_losses",
     "pareto_front",
     "prequantize",
     "quantize_model",
@@ -98,6 +109,7 @@ __all__ = [
     "roofline",
     "select",
     "sensitivity",
+    "suggest",
     "tied_layers",
 ]
 

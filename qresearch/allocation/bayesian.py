@@ -95,7 +95,7 @@ def _loop(random: np.random.Generator, asked: _Asked, limits: Limits, plan: _Pla
 
     from qresearch.allocation.bayes.decisions import decide
     from qresearch.allocation.bayes.groups import groups_of
-    from qresearch.allocation.bayes.posterior import fit
+    from qresearch.allocation.bayes.posterior import fit_posterior
     from qresearch.allocation.bayes.suggest import suggest
 
     merged = asked.merged
@@ -104,7 +104,7 @@ def _loop(random: np.random.Generator, asked: _Asked, limits: Limits, plan: _Pla
     for turn in range(plan.rounds + 1):
         seed = jax.random.key(int(random.integers(2**31)))
         given = _measurements(merged, first, known, plan.measurements)
-        posterior = fit(seed, given, warmup=plan.warmup, draws=plan.draws, warn=False)
+        posterior = fit_posterior(seed, given, warmup=plan.warmup, draws=plan.draws, warn=False)
         count = min(per_round, plan.measurements - len(known.losses))
         if turn == plan.rounds or count == 0:
             break

@@ -21,6 +21,7 @@ from qresearch.sensitivities.hawq_v2 import hawq_v2
 from qresearch.sensitivities.kl import kl
 from qresearch.sensitivities.limpq import limpq
 from qresearch.sensitivities.loss_increase import loss_increase
+from qresearch.sensitivities.measured_losses import measure_losses
 from qresearch.sensitivities.problem import allocation_bits, budget_of, make_problem, tied_layers
 from qresearch.sensitivities.sqnr import sqnr
 from qresearch.sensitivities.subject import Sensitivity, Subject
@@ -70,6 +71,7 @@ __all__ = [
     "allocation_bits",
     "budget_of",
     "make_problem",
+    "measure_losses",
     "sensitivity",
     "tied_layers",
 ]

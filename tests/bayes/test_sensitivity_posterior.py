@@ -12,7 +12,7 @@ from qresearch.allocation.bayes.decisions import QUANTILES, decide
 from qresearch.allocation.bayes.diagnostics import MIN_P, diagnose
 from qresearch.allocation.bayes.measurements import Joint, Measurements, unit_of
 from qresearch.allocation.bayes.model import Prior, in_context, prepare, simulate
-from qresearch.allocation.bayes.posterior import fit
+from qresearch.allocation.bayes.posterior import fit_posterior
 from qresearch.allocation.bayes.suggest import expected_improvement, suggest
 from qresearch.allocation.budgets import check_budgets, within
 from qresearch.errors import ConfigError
@@ -31,7 +31,7 @@ def measured():
 
 @pytest.fixture(scope="module")
 def posterior(measured):
-    return fit(jax.random.key(0), measured[0], PRIOR, **SHORT, warn=False)
+    return fit_posterior(jax.random.key(0), measured[0], PRIOR, **SHORT, warn=False)
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +55,10 @@ def test_what_was_simulated_is_found(measured, posterior):
 
 def test_the_same_key_gives_the_same_draws_and_units_do_not_matter(measured, posterior):
     given, _ = measured
-    again = fit(jax.random.key(0), given, PRIOR, **SHORT, warn=False)
+    again = fit_posterior(jax.random.key(0), given, PRIOR, **SHORT, warn=False)
     np.testing.assert_array_equal(again.sensitivity, posterior.sensitivity)
     scaled = Measurements(given.single * 1024, given.allocations, given.joint * 1024, (2048.0, 512.0), 1024.0)
-    other = fit(jax.random.key(0), scaled, PRIOR, **SHORT, warn=False)
+    other = fit_posterior(jax.random.key(0), scaled, PRIOR, **SHORT, warn=False)
     np.testing.assert_allclose(other.sensitivity, posterior.sensitivity * 1024, rtol=1e-5)
 
 
@@ -66,7 +66,7 @@ def test_options_that_are_not_allowed_stay_so_and_gaps_are_filled(measured):
     given, _ = measured
     single = given.single.copy()
     single[:, 0, 0], single[:, 1, 2] = np.inf, np.nan  # not allowed; not measured
-    found = fit(jax.random.key(0), given._replace(single=single), PRIOR, **SHORT, warn=False)
+    found = fit_posterior(jax.random.key(0), given._replace(single=single), PRIOR, **SHORT, warn=False)
     assert np.isposinf(found.sensitivity[:, 0, 0]).all()
     log = np.log(found.sensitivity[:, 1, 2])
     assert np.isfinite(log).all()
@@ -75,7 +75,7 @@ def test_options_that_are_not_allowed_stay_so_and_gaps_are_filled(measured):
 
 def test_the_decision_is_the_posteriors_by_enumeration(posterior, problem):
     budgets = np.array([middle_budget(problem, share) for share in (0.2, 0.5, 0.8)])
-    found = decide(np.random.default_rng(0), posterior, problem, budgets)
+    found = decide(0, posterior, problem, budgets)
     allocations = every(problem)
     loss = posterior.sensitivity[:, np.arange(LAYERS), allocations].sum(axis=-1)
     for b, budget in enumerate(budgets):
@@ -95,7 +95,7 @@ def test_the_decision_is_the_posteriors_by_enumeration(posterior, problem):
 
 def test_tied_layers_share_their_option_in_every_draw(posterior, problem):
     tied = Problem(problem.loss, problem.costs, groups=((0, 3),))
-    found = decide(np.random.default_rng(0), posterior, tied, middle_budget(problem))
+    found = decide(0, posterior, tied, middle_budget(problem))
     assert found.allocations[0, 0] == found.allocations[0, 3]
     np.testing.assert_array_equal(found.probabilities[0, 0], found.probabilities[0, 3])
 
@@ -146,12 +146,12 @@ def test_losses_that_the_model_cannot_explain_warn(measured, posterior):
     assert min(posterior.diagnostics[3:6]) > MIN_P
     single = given.single.copy()
     single[0, 2, 0] *= 50
-    found = fit(jax.random.key(0), given._replace(single=single), PRIOR, **SHORT, warn=False)
+    found = fit_posterior(jax.random.key(0), given._replace(single=single), PRIOR, **SHORT, warn=False)
     assert any("measure more batches" in line for line in found.diagnostics.remedies)
     increase = given.joint - truth["base"]
     bent = truth["base"] + np.median(increase) * (increase / np.median(increase)) ** 3
     with pytest.warns(UserWarning, match="joint loss"):
-        fit(jax.random.key(0), given._replace(joint=bent), PRIOR, **SHORT)
+        fit_posterior(jax.random.key(0), given._replace(joint=bent), PRIOR, **SHORT)
 
 
 def test_measurements_that_say_nothing_are_refused(measured):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from qresearch.allocation.bayes.model import Prior, simulate
-from qresearch.allocation.bayes.posterior import fit
+from qresearch.allocation.bayes.posterior import fit_posterior
 from qresearch.allocation.bayes.simulation import (
     Design,
     expected_calibration_error,
@@ -50,7 +50,7 @@ def test_few_simulations_give_all_measures_and_the_control_is_narrower():
 
 def test_an_overconfident_posterior_has_the_same_means_and_a_part_of_the_spread():
     measured, _ = simulate(jax.random.key(1), np.ones((6, 3), bool), 3, 12, Prior(), (2.0, 1.0))
-    posterior = fit(jax.random.key(0), measured, warmup=500, draws=200, warn=False)
+    posterior = fit_posterior(jax.random.key(0), measured, warmup=500, draws=200, warn=False)
     half = overconfident(posterior, np.ones((6, 3), bool), 2.0)
     for name in ("log_sensitivity", "base", "layer_context"):
         np.testing.assert_allclose(half.sites[name].mean(axis=(0, 1)), posterior.sites[name].mean(axis=(0, 1)))

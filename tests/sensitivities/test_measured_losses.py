@@ -20,7 +20,7 @@ def subject(trained_digits):
 
 
 def test_parts_average_to_the_table_and_joint_losses_are_the_populations(subject):
-    found = measure_losses(subject, joint=5, seed=1, parts=4)
+    found = measure_losses(*subject[:6], joint=5, seed=1, parts=4)
     options = np.asarray(subject.options, np.float32)
     bits = np.concatenate([options[found.allocations], subject.one_at_a_time()])
     losses = evaluate_population(*subject[:3], bits, *subject[3:6]).loss.astype(np.float64)
@@ -39,4 +39,4 @@ def test_parts_average_to_the_table_and_joint_losses_are_the_populations(subject
 def test_parts_that_show_no_noise_are_refused(subject):
     for parts in (1, 201):
         with pytest.raises(ConfigError, match=f"parts must be from 2 to the number of examples, 200, got {parts}"):
-            measure_losses(subject, joint=2, parts=parts)
+            measure_losses(*subject[:6], joint=2, parts=parts)

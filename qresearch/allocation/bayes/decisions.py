@@ -35,7 +35,7 @@ class Decision(NamedTuple):
 
 
 def decide(
-    random: np.random.Generator,
+    seed: int | np.random.Generator,
     posterior: Posterior,
     problem: Problem,
     budgets: ArrayLike,
@@ -47,7 +47,7 @@ def decide(
     mean finds the allocation of least expected loss. It need not be the one that is most often optimal, nor have
     every layer's most probable option, which together may break the budget.
     """
-    limits = check_budgets(problem, budgets)
+    limits, random = check_budgets(problem, budgets), np.random.default_rng(seed)
     loss = posterior.sensitivity
     allocations = best_expected(loss, problem, limits)
     found = draw_optima(loss, problem, limits)

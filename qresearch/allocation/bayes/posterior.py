@@ -50,14 +50,14 @@ class Posterior(NamedTuple):
         return np.hypot(self.interaction[:, None] * total, self.floor[:, None])
 
 
-def fit(
+def fit_posterior(
     key: Array,
     measurements: Measurements,
     prior: Prior = DEFAULT_PRIOR,
     warmup: int = 500,
     draws: int = 500,
     chains: int = 2,
-    target_accept: float = 0.9,
+    target_accept: float = 0.95,
     warn: bool = True,
 ) -> Posterior:
     """Samples the posterior of ``model.sensitivity_model``: ``chains`` × ``draws`` draws, after ``warmup`` each.

@@ -17,7 +17,7 @@ from scipy.stats import chisquare
 from qresearch.allocation import exact
 from qresearch.allocation.bayes.decisions import decide
 from qresearch.allocation.bayes.model import SCALES, Prior, in_context, simulate
-from qresearch.allocation.bayes.posterior import Posterior, fit, posterior_of
+from qresearch.allocation.bayes.posterior import Posterior, fit_posterior, posterior_of
 from qresearch.allocation.problem import Problem
 
 RANKS = 100  # posterior draws are thinned to 99, so that ranks are 0 to 99
@@ -100,7 +100,9 @@ def simulate_posteriors(
         make, sample = jax.random.split(key)
         allowed = np.ones((design.layers, design.options), bool)
         measured, truth = simulate(make, allowed, design.batches, design.joint, prior, (2.0, 1.0))
-        posterior = overconfident(fit(sample, measured, prior, draws=draws, warn=False), allowed, overconfidence)
+        posterior = overconfident(
+            fit_posterior(sample, measured, prior, draws=draws, warn=False), allowed, overconfidence
+        )
         rows.append({"ranks": _ranks(posterior, truth), **_judged(random, posterior, truth)})
         if on_done is not None:
             on_done(i + 1)
