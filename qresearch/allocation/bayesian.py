@@ -50,7 +50,7 @@ def allocate(
     ``info``: ``evaluations``; ``measured``, the least measured loss per budget; of the last posterior, per budget,
     ``probabilities`` [layer][option], ``optimal`` (P that the allocation of least expected loss is optimal), its
     expected ``regret``, and 5, 25, 50, 75 and 95 % quantiles of its ``loss`` and of the ``front``; ``diagnostics``, and
-    ``remedies``, what they ask for; ``draws``, for ArviZ (``bayes.groups``).
+    ``remedies``, what they ask for; ``draws``, for ArviZ (``bayes.groups``), in multiples of ``unit``.
     Raises ``ConfigError`` for losses that are NaN or never finite, and for too few measurements.
     """
     start = time.perf_counter()
@@ -122,6 +122,7 @@ def _loop(random: np.random.Generator, asked: _Asked, limits: Limits, plan: _Pla
         "diagnostics": {name: value for name, value in posterior.diagnostics._asdict().items() if name != "remedies"},
         "remedies": list(posterior.diagnostics.remedies),
         "draws": groups_of(random, posterior, given),
+        "unit": given.unit,
     }
 
 
@@ -142,7 +143,8 @@ def _first(random: np.random.Generator, merged: Problem, limits: Limits, count: 
 def _measurements(merged: Problem, first: Joint, known: Joint, size: int) -> Measurements:
     """What the model gets: the table as one batch, in the unit of the losses, and joint losses padded to ``size``.
 
-    The unit and the prior of the float model's loss come from the first measurements: the prior stays what it was.
+    The unit and the prior of the float model's loss, where the problem does not know it, come from the first
+    measurements: the prior stays what it was.
     """
     from qresearch.allocation.bayes.measurements import Measurements, unit_of
 
@@ -156,6 +158,8 @@ def _measurements(merged: Problem, first: Joint, known: Joint, size: int) -> Mea
     single = merged.loss[None] * (scale if scale > 0 else 1.0)
     mean = scale * predicted.mean()
     base = float(losses.mean() - mean), float(2 * (losses.std() + abs(mean)))
+    if np.isfinite(merged.float_loss):  # measured on the same examples, so that it is no unknown
+        base = merged.float_loss, 0.0
     rest = size - len(known.losses)
     padding = Joint(np.zeros((rest, known.allocations.shape[1]), np.int64), np.full(rest, np.nan))
     allocations, joint = known.joined(padding)

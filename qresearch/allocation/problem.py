@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -43,7 +43,7 @@ class Problem:
     loss: [layer, option]; +inf where the layer may not take the option. costs: [constraint, layer, option],
     non-negative, integer wherever possible (``qresearch.cost``). groups: layers (by index) that must take the same
     option. The names serve messages only. measure: the loss of whole allocations int[n, layer] -> [n], joint effects
-    included, for allocators that ask for it.
+    included, for allocators that ask for it; float_loss: what it gives with nothing quantized, NaN if not known.
     """
 
     loss: Float[np.ndarray, "layer option"]
@@ -53,6 +53,7 @@ class Problem:
     option_names: tuple[str, ...] = ()
     constraint_names: tuple[str, ...] = ()
     measure: Measure | None = None
+    float_loss: float = float("nan")
 
     def __post_init__(self) -> None:
         loss, costs = np.array(self.loss, np.float64), np.asarray(self.costs)
@@ -103,7 +104,8 @@ def merge_groups(problem: Problem) -> tuple[Problem, Int[np.ndarray, "layer"]]:
     loss = np.stack([problem.loss[m].sum(axis=0) for m in members])
     costs = np.stack([problem.costs[:, m].sum(axis=1) for m in members], axis=1)
     names = tuple(problem.layer_names[layer] for layer in leaders)
-    return Problem(loss, costs, (), names, problem.option_names, problem.constraint_names), index
+    merged = Problem(loss, costs, (), names, problem.option_names, problem.constraint_names)
+    return replace(merged, float_loss=problem.float_loss), index
 
 
 def lowest_loss(problem: Problem) -> Int[np.ndarray, "layer"]:

@@ -36,6 +36,7 @@ def make_problem(
         option_names=tuple(f"W{weight}A{input}" for weight, input in table.options),
         constraint_names=tuple(chosen),
         measure=measure,
+        float_loss=table.float_loss,
     )
 
 

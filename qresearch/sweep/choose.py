@@ -128,7 +128,7 @@ class Chooser:
         taken = {"seconds": time.monotonic() - started, "measured": measured[0], "epochs": 0}
         taken["table_seconds"] = self._seconds[key, config.sensitivity]
         for remedy in info.get("remedies", ()):
-            self.bench.reporter.line(f"{config.allocation.allocator}, {trial_label(config)}: {remedy}")
+            self.bench.reporter.line(f"warning: {trial_label(config)}: {remedy}")
         names = [layer.name for layer in self.bench.sketch.layers]
         return Found(bits, taken | posterior_json(info, names, table.options), draws=info.get("draws"))
 

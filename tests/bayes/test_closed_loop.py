@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from bayes_cases import every, middle_budget, problem_of
@@ -92,6 +94,15 @@ def test_a_problem_that_cannot_measure_gets_the_exact_answer():
     allocations, info = bayesian.allocate(0, problem, middle_budget(problem))
     np.testing.assert_array_equal(allocations, ALLOCATORS["exact"](0, problem, middle_budget(problem))[0])
     assert info["evaluations"] == 0
+
+
+def test_a_float_loss_that_is_known_is_no_unknown():
+    case = Interacting(5)
+    known = replace(case.problem, float_loss=2.0)
+    _, info = bayesian.allocate(0, known, case.budgets, **OPTIONS)
+    np.testing.assert_allclose(info["draws"]["posterior"]["base"] * info["unit"], 2.0, rtol=1e-6)
+    _, free = bayesian.allocate(0, case.problem, case.budgets, **OPTIONS)
+    assert free["draws"]["posterior"]["base"].std() > 0
 
 
 def test_what_cannot_be_learned_from_is_refused():

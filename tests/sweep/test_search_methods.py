@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import re
@@ -12,15 +13,19 @@ import pytest
 from small_sweep import settings, stored, write_small
 
 from qresearch.cli import main
+from qresearch.results.draws import load_draws
 from qresearch.search import SEARCHES
 from qresearch.sensitivities import SENSITIVITIES
 
 MIXED = {"flow": "ptq", "allocation.budget": 3.5, "allocation.bits": None}
+BAYES = {"measurements": 12, "rounds": 1, "warmup": 60, "draws": 20}  # too few draws: a remedy is due
 TRIALS = [
     *({**MIXED, "allocation.allocator": "exact", "sensitivity.method": name} for name in SENSITIVITIES),
     {**MIXED, "allocation.allocator": "exact", "allocation.refine": 2},
     {**MIXED, "allocation.allocator": "nsga2", "allocation.options": {"population": 6, "generations": 2}},
     {**MIXED, "allocation.allocator": "milp"},
+    {**MIXED, "allocation.allocator": "gibbs", "allocation.options": {"draws": 8, "joint": 4}},
+    {**MIXED, "allocation.allocator": "bayesian", "allocation.options": BAYES},
     *({**MIXED, "allocation.allocator": name, "search": {"epochs": 1, "batch_size": 128}} for name in SEARCHES),
 ]
 
@@ -32,7 +37,8 @@ def searched(tmp_path_factory):
     config = write_small(folder)
     values += ["report.reference=[8,0.1]"]
     values += [f"sweep={json.dumps({'list': TRIALS})}", f"output={folder / 'out'}"]
-    assert main(["sweep", str(config), *settings(*values)]) == 0
+    with (folder / "stdout.txt").open("w") as stream, contextlib.redirect_stdout(stream):
+        assert main(["sweep", str(config), *settings(*values)]) == 0
     return folder / "out"
 
 
@@ -47,6 +53,27 @@ def test_every_search_has_its_own_label_and_keeps_the_budget(searched):
     } < set(records)
     for record in records.values():
         assert record["costs"]["average_bits"] <= 3.5
+
+
+def test_posteriors_are_recorded_and_their_draws_kept(searched):
+    found = {record["allocation"]["allocator"].split()[0]: record for record in stored(searched).values()}
+    for name in ("gibbs", "bayesian"):
+        posterior = found[name]["metrics"]["search"]["posterior"]
+        assert set(posterior["probabilities"]) == set(found[name]["allocation"]["layers"])
+        for row in posterior["probabilities"].values():
+            assert set(row) == {"W2A2", "W4A4", "W8A8"}
+            assert sum(row.values()) == pytest.approx(1)
+    assert list(posterior["loss"]) == ["25 %", "5 %", "50 %", "75 %", "95 %"]  # as JSON sorts them
+    assert posterior["diagnostics"]["samples"] < 100
+    (path,) = searched.glob("*/searches/*.npz")
+    assert load_draws(path)["posterior"]["log_sensitivity"].shape[:2] == (2, 20)
+    names = {file.name for file in next(searched.glob("*/report.html")).parent.iterdir()}
+    assert {"bits.png", "bands.png", "probabilities.csv"} <= names
+
+
+def test_a_poor_posterior_is_a_line_that_names_the_remedy(searched):
+    lines = (searched.parent / "stdout.txt").read_text()
+    assert re.search(r"warning: ptq-lsq-bayesian-.*: \d+ effective draws, fewer than 100: raise draws", lines)
 
 
 def test_sensitivities_are_kept_by_method(searched):
