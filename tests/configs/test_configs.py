@@ -80,9 +80,9 @@ def test_a_config_runs(path, data_folder, tmp_path, capsys):
     first, sweep = expand(load(path))[0], load(path).document.values["sweep"]
     data_folder(first)
     values = [f"output={tmp_path / 'out'}", "calibration.examples=8", "sensitivity.examples=8"]
-    values += ["evaluate.batch_size=8", "evaluate.examples=8", "search.examples=1000"]
-    phases = ("float", "search", "qat")
-    values += [f"{phase}.{key}" for phase in phases for key in ("epochs=1", "warmup_epochs=0", "batch_size=500")]
+    values += ["evaluate.batch_size=8", "evaluate.examples=8"]
+    short = ("epochs=1", "warmup_epochs=0", "batch_size=500", "examples=1000")
+    values += [f"{phase}.{key}" for phase in ("float", "search", "qat") for key in short]
     values += [f"sweep.list={json.dumps(kinds_of_trials(sweep))}"]
     values += ["sweep.grid.seed=[0]"] if "seed" in (sweep.get("grid") or {}) else []
     trials = len(expand(load(path, values)))
