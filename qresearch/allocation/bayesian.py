@@ -39,7 +39,7 @@ def allocate(
     rounds: int = 4,
     method: str = "expected_improvement",
     warmup: int = 500,
-    draws: int = 500,
+    draws: int = 1000,
 ) -> tuple[Int[np.ndarray, "budget layer"], dict[str, Any]]:
     """The allocation of least measured loss among those that a sensitivity posterior suggested to measure.
 
