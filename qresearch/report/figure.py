@@ -12,6 +12,7 @@ from qresearch.report.front import Point, Problem
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito, https://jfly.uni-koeln.de/color/, 2008, without the yellow that white paper swallows.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -26,18 +27,29 @@ def front_png(points: Sequence[Point], on_front: Collection[int], cost: str = "a
     Lines join points of one flow, quantizer and allocator; rings mark the front; a dashed line is the float model.
     Points without that cost are left out.
     """
-    # Figure and the Agg canvas directly: pyplot would start a window system and keep global state.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     problems = sorted({point.problem for point in points})
     columns = max((_columns(len(_series_of(points, problem))) for problem in problems), default=0)
-    figure = Figure(figsize=(7.2 + 2.5 * columns, 4.4 * len(problems)), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(7.2 + 2.5 * columns, 4.4 * len(problems))
     panels = figure.subplots(len(problems), 1, squeeze=False)[:, 0]
     for axes, problem in zip(panels, problems):
         own = [(i in on_front, p) for i, p in enumerate(points) if p.problem == problem and cost in p.costs]
         _panel(axes, problem, own, cost)
+    return png_of(figure)
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure; inches."""
+    # Figure and the Agg canvas directly: pyplot would start a window system and keep global state.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def png_of(figure: Figure) -> bytes:
+    """The figure as a PNG without versions or dates: the same picture is the same bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()

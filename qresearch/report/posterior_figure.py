@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from qresearch.report.figure import literal
+from qresearch.report.figure import literal, new_figure, png_of
 from qresearch.report.posterior import Belief
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 _PANELS = 6  # panels of bars: more cannot be read; of more trials, evenly spaced ones are shown
 _BANDS = (("90 %", "5 %", "95 %", 0.18), ("50 %", "25 %", "75 %", 0.35))  # between these quantiles
@@ -27,11 +25,11 @@ def bits_png(found: Sequence[Belief]) -> bytes:
     if len(panels) > _PANELS:
         panels = [panels[round(i * (len(panels) - 1) / (_PANELS - 1))] for i in range(_PANELS)]
     layers = max(len(belief.probabilities[operand]) for belief, operand in panels)
-    figure = _figure(max(7.2, 0.33 * layers + 3), 2.2 * len(panels) + 1)
+    figure = new_figure(max(7.2, 0.33 * layers + 3), 2.2 * len(panels) + 1)
     for axes, (belief, operand) in zip(figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels):
         _bars(axes, belief.probabilities[operand])
         axes.set_title(literal(f"{belief.label} {operand}".strip()), fontsize=8)
-    return _png(figure)
+    return png_of(figure)
 
 
 def _bars(axes: Axes, probabilities: Mapping[str, Mapping[str, float]]) -> None:
@@ -62,7 +60,7 @@ def bands_png(found: Sequence[Belief], cost: str, unit: str = "") -> bytes:
     every budget, and the measured loss of what was chosen. One panel.
     """
     own = [belief for belief in found if "front" in belief.posterior]
-    figure = _figure(7.2, 4.4)
+    figure = new_figure(7.2, 4.4)
     axes = figure.subplots()
     groups: dict[str, list[Belief]] = {}
     for belief in sorted(own, key=lambda belief: _cost(belief, cost)):
@@ -83,7 +81,7 @@ def bands_png(found: Sequence[Belief], cost: str, unit: str = "") -> bytes:
         axes.set_yscale("log")
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8)
-    return _png(figure)
+    return png_of(figure)
 
 
 def _cost(belief: Belief, name: str) -> float:
@@ -94,7 +92,7 @@ def reliability_png(rows: Mapping[str, Sequence[tuple[float, float, int]]]) -> b
     """A PNG of a reliability diagram: by series, (mean prediction, share observed, count) of bins. Bars are two
     binomial standard errors; on the diagonal, what is predicted happens as often as it is predicted.
     """
-    figure = _figure(5.2, 5.0)
+    figure = new_figure(5.2, 5.0)
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="#888888", linestyle="--", linewidth=1, label="calibrated")
     for colour, (name, bins) in zip(_COLOURS * len(rows), rows.items()):
@@ -106,12 +104,12 @@ def reliability_png(rows: Mapping[str, Sequence[tuple[float, float, int]]]) -> b
     axes.set_ylabel("observed frequency")
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8)
-    return _png(figure)
+    return png_of(figure)
 
 
 def growth_png(curves: Mapping[str, Sequence[tuple[float, float, float, float]]], y_label: str) -> bytes:
     """A PNG of something against the number of measurements: by series, rows of (measurements, mean, least, most)."""
-    figure = _figure(7.2, 4.4)
+    figure = new_figure(7.2, 4.4)
     axes = figure.subplots()
     for colour, (name, rows) in zip(_COLOURS * len(curves), curves.items()):
         x, mean, low, high = zip(*rows)
@@ -121,20 +119,4 @@ def growth_png(curves: Mapping[str, Sequence[tuple[float, float, float, float]]]
     axes.set_ylabel(literal(y_label))
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8)
-    return _png(figure)
-
-
-def _figure(width: float, height: float) -> Figure:
-    # Figure and the Agg canvas directly: pyplot would start a window system and keep global state.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _png(figure: Any) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
+    return png_of(figure)
