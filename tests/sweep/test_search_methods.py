@@ -26,7 +26,7 @@ TRIALS = [
     {**MIXED, "allocation.allocator": "milp"},
     {**MIXED, "allocation.allocator": "gibbs", "allocation.options": {"draws": 8, "joint": 4}},
     {**MIXED, "allocation.allocator": "bayesian", "allocation.options": BAYES},
-    *({**MIXED, "allocation.allocator": name, "search": {"epochs": 1, "batch_size": 128}} for name in SEARCHES),
+    {**MIXED, "allocation.allocator": "dq", "search": {"epochs": 1, "batch_size": 128}},  # others: tests/search
 ]
 
 
