@@ -57,11 +57,12 @@ def allocate(
     limits = check_budgets(problem, budgets)
     if method not in METHODS:
         raise ConfigError(f"suggestions are made by {' or '.join(METHODS)}, got '{method}'")
+    asked = 1 if problem.measure is None else len(limits)
+    if measurements < (least := 4 * asked + 8):
+        raise ConfigError(f"too few measurements: {measurements} for {asked} budget(s); give at least {least}")
     if problem.measure is None:
         modes, _ = exact.allocate(key, problem, budgets)
         return modes, {"evaluations": 0, "seconds": time.perf_counter() - start}
-    if measurements < (least := 4 * len(limits) + 8):
-        raise ConfigError(f"too few measurements: {measurements} for {len(limits)} budgets; give at least {least}")
     plan = _Plan(measurements, rounds, method, warmup, draws)
     merged, index = merge_groups(problem)
     known, report = _loop(generator(key), _Asked(problem, merged, index), limits, plan)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qresearch.allocation import ALLOCATORS, merge_groups
+from qresearch.allocation import ALLOCATORS, Problem, merge_groups
 from qresearch.config import RunConfig
 from qresearch.data.dataset import with_first
 from qresearch.errors import BudgetError, ConfigError, GraphError
@@ -63,6 +63,9 @@ def _check_budgets(bench: Bench, config: RunConfig) -> None:
             )
 
 
+_SMALLEST = Problem(np.ones((1, 1)), np.ones((1, 1, 1), int))  # one layer, one option: any allocator has an answer
+
+
 def _check_options(config: RunConfig) -> None:
     allocation, measured = config.allocation, config.sensitivity
     choosers: dict[str, Callable[..., Any]] = {**ALLOCATORS, **SEARCHES}
@@ -72,6 +75,8 @@ def _check_options(config: RunConfig) -> None:
             what = f"search '{allocation.allocator}' trains for one budget, and nothing refines it"
             raise ConfigError(f"allocation.{key}: {what}; leave it out")
     check_options("allocation", f"allocator '{allocation.allocator}'", allocator, dict(allocation.options))
+    if allocation.allocator in ALLOCATORS:  # values that it would refuse only after the table was measured
+        ALLOCATORS[allocation.allocator](0, _SMALLEST, [1], **dict(allocation.options))
     method = SENSITIVITIES[measured.method]
     check_options("sensitivity", f"method '{measured.method}'", method, dict(measured.options))
 

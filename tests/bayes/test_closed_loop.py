@@ -107,7 +107,7 @@ def test_a_float_loss_that_is_known_is_no_unknown():
 
 def test_what_cannot_be_learned_from_is_refused():
     case = Interacting(0)
-    with pytest.raises(ConfigError, match="too few measurements: 10 for 3 budgets; give at least 20"):
+    with pytest.raises(ConfigError, match=r"too few measurements: 10 for 3 budget\(s\); give at least 20"):
         bayesian.allocate(0, case.problem, case.budgets, measurements=10)
     with pytest.raises(BudgetError, match="give at least"):
         bayesian.allocate(0, case.problem, [1])
