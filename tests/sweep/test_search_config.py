@@ -118,7 +118,8 @@ def test_what_was_found_is_not_searched_for_again(tmp_path, capsys, monkeypatch)
     exact = qresearch.sweep.choose.ALLOCATORS["exact"]
 
     def counted(*arguments, **options):
-        called.append(arguments)
+        if len(arguments[1].loss) > 1:  # the check of options asks about one layer
+            called.append(arguments)
         return exact(*arguments, **options)
 
     monkeypatch.setitem(qresearch.sweep.choose.ALLOCATORS, "exact", counted)
