@@ -95,7 +95,7 @@ def _slope(z: Float[np.ndarray, "draw measurement"], x: Float[np.ndarray, "draw 
 def _remedies(divergent: float, r_hat: float, samples: float, p: tuple[float, float, float]) -> tuple[str, ...]:
     found = []
     if divergent > MAX_DIVERGENT:
-        found.append(f"{divergent:.1%} of the draws diverged: raise target_accept (0.99)")
+        found.append(f"{divergent:.1%} of the draws diverged: raise target_accept (0.99, 0.995)")
     if not r_hat <= MAX_R_HAT:
         found.append(f"chains disagree (r-hat {r_hat:.2f}, at most {MAX_R_HAT}): raise warmup")
     if not samples >= MIN_SAMPLES:

@@ -10,6 +10,17 @@ from jaxtyping import Float, Int
 from qresearch.errors import ConfigError
 
 
+class Joint(NamedTuple):
+    """Losses of allocations with all layers quantized; +inf where the model diverged."""
+
+    allocations: Int[np.ndarray, "joint layer"]
+    losses: Float[np.ndarray, "joint"]
+
+    def joined(self, other: Joint) -> Joint:
+        """These and the other ones."""
+        return Joint(np.concatenate([self.allocations, other.allocations]), np.concatenate([self.losses, other.losses]))
+
+
 class Measurements(NamedTuple):
     """single: the loss increases of single layers per batch; NaN where not measured, +inf where not allowed.
 
@@ -23,16 +34,11 @@ class Measurements(NamedTuple):
     base: tuple[float, float] = (0.0, 0.0)
     unit: float = 1.0
 
-
-class Joint(NamedTuple):
-    """Losses of allocations with all layers quantized; +inf where the model diverged."""
-
-    allocations: Int[np.ndarray, "joint layer"]
-    losses: Float[np.ndarray, "joint"]
-
-    def joined(self, other: Joint) -> Joint:
-        """These and the other ones."""
-        return Joint(np.concatenate([self.allocations, other.allocations]), np.concatenate([self.losses, other.losses]))
+    @property
+    def tried(self) -> Joint:
+        """The whole allocations that were measured, and their losses."""
+        known = ~np.isnan(self.joint)
+        return Joint(np.asarray(self.allocations)[known], np.asarray(self.joint)[known])
 
 
 def unit_of(single: Float[np.ndarray, "batch layer option"]) -> float:

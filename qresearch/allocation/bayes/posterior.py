@@ -57,7 +57,7 @@ def fit_posterior(
     warmup: int = 500,
     draws: int = 500,
     chains: int = 2,
-    target_accept: float = 0.95,
+    target_accept: float = 0.98,
     warn: bool = True,
 ) -> Posterior:
     """Samples the posterior of ``model.sensitivity_model``: ``chains`` × ``draws`` draws, after ``warmup`` each.

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Float, Int
+from numpy.typing import ArrayLike
 from scipy.special import ndtr
 
 from qresearch.allocation.bayes import METHODS
 from qresearch.allocation.bayes.decisions import best_expected, draw_optima
 from qresearch.allocation.bayes.measurements import Joint
 from qresearch.allocation.bayes.posterior import Posterior
-from qresearch.allocation.budgets import Limits, within
+from qresearch.allocation.budgets import Limits, check_budgets, within
 from qresearch.allocation.problem import Problem
 from qresearch.errors import ConfigError
 
 
 def suggest(
-    random: np.random.Generator,
+    seed: int | np.random.Generator,
     n: int,
     posterior: Posterior,
     problem: Problem,
-    limits: Limits,
+    budgets: ArrayLike,
     known: Joint,
     method: str = "expected_improvement",
 ) -> Int[np.ndarray, "n layer"]:
-    """Up to ``n`` allocations not measured yet, each within one of the limits; fewer where no more are of interest.
+    """Up to ``n`` allocations that are not ``known`` yet, each within one of the budgets; fewer where no more are of
+    interest. known: what was measured, see ``Measurements.tried``.
 
     "thompson": the optima of random posterior draws (Thompson, On the Likelihood that One Unknown Probability Exceeds
     Another, 1933). "expected_improvement": of the optima of all draws and the chosen ones with one layer changed, those
@@ -34,6 +36,7 @@ def suggest(
     """
     if method not in METHODS:
         raise ConfigError(f"suggestions are made by {' or '.join(METHODS)}, got '{method}'")
+    limits, random = check_budgets(problem, budgets), np.random.default_rng(seed)
     loss = posterior.sensitivity
     best_of_draws = random.permutation(draw_optima(loss, problem, limits).allocations.reshape(-1, len(problem.loss)))
     if method == "thompson":
