@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -76,7 +77,8 @@ def _check_options(config: RunConfig) -> None:
             raise ConfigError(f"allocation.{key}: {what}; leave it out")
     check_options("allocation", f"allocator '{allocation.allocator}'", allocator, dict(allocation.options))
     if allocation.allocator in ALLOCATORS:  # values that it would refuse only after the table was measured
-        ALLOCATORS[allocation.allocator](0, _SMALLEST, [1], **dict(allocation.options))
+        with contextlib.suppress(BudgetError):  # which is about a problem, and this is not the trial's
+            ALLOCATORS[allocation.allocator](0, _SMALLEST, [1], **dict(allocation.options))
     method = SENSITIVITIES[measured.method]
     check_options("sensitivity", f"method '{measured.method}'", method, dict(measured.options))
 
