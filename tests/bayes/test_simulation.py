@@ -31,6 +31,7 @@ def test_reliability_of_right_and_wrong_predictions():
     assert empty[9].tolist() == [0.975, 1.0, 2]
 
 
+@pytest.mark.slow
 def test_few_simulations_give_all_measures_and_the_control_is_narrower():
     """Six layers, three options, three batches and twelve joint losses: the program of the other tests."""
     design = Design(layers=6, batches=3)
