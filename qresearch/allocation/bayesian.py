@@ -50,7 +50,7 @@ def allocate(
     ``info``: ``evaluations``; ``measured``, the least measured loss per budget; of the last posterior, per budget,
     ``probabilities`` [layer][option], ``optimal`` (P that the allocation of least expected loss is optimal), its
     expected ``regret``, and 5, 25, 50, 75 and 95 % quantiles of its ``loss`` and of the ``front``; ``diagnostics``, and
-    ``remedies``, what they ask for; ``draws``, for ArviZ (``bayes.groups``), in multiples of ``unit``.
+    ``remedies``, what they ask for; ``draws``, for ArviZ (``bayes.groups``).
     Raises ``ConfigError`` for losses that are NaN or never finite, and for too few measurements.
     """
     start = time.perf_counter()
@@ -123,7 +123,6 @@ def _loop(random: np.random.Generator, asked: _Asked, limits: Limits, plan: _Pla
         "diagnostics": {name: value for name, value in posterior.diagnostics._asdict().items() if name != "remedies"},
         "remedies": list(posterior.diagnostics.remedies),
         "draws": groups_of(random, posterior, given),
-        "unit": given.unit,
     }
 
 

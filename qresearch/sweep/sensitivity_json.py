@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from qresearch.report.posterior import LEVELS
 from qresearch.rules import Option
 from qresearch.sensitivities import Additivity, Sensitivity
-
-QUANTILES = ("5 %", "25 %", "50 %", "75 %", "95 %")  # of the bands in records
 
 
 def table_json(table: Sensitivity, layers: list[str]) -> dict[str, Any]:
@@ -42,7 +41,7 @@ def posterior_json(info: dict[str, Any], layers: list[str], options: Sequence[Op
     names = [f"W{weight:g}A{input_:g}" for weight, input_ in options]
     shares = {layer: dict(zip(names, row)) for layer, row in zip(layers, probabilities[0])}
     own = {name: info[name][0] for name in ("optimal", "regret", "measured") if name in info}
-    bands = {name: dict(zip(QUANTILES, info[name][0])) for name in ("loss", "front") if name in info}
+    bands = {name: dict(zip(LEVELS, info[name][0])) for name in ("loss", "front") if name in info}
     rest = {name: info[name] for name in ("diagnostics", "temperature") if name in info}
     return {"posterior": {"probabilities": shares, **own, **bands, **rest}}
 

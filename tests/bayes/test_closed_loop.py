@@ -102,7 +102,8 @@ def test_a_float_loss_that_is_known_is_no_unknown():
     case = Interacting(5)
     known = replace(case.problem, float_loss=2.0)
     _, info = bayesian.allocate(0, known, case.budgets, **OPTIONS)
-    np.testing.assert_allclose(info["draws"]["posterior"]["base"] * info["unit"], 2.0, rtol=1e-6)
+    draws = info["draws"]
+    np.testing.assert_allclose(draws["posterior"]["base"] * draws["constant_data"]["unit"], 2.0, rtol=1e-6)
     _, free = bayesian.allocate(0, case.problem, case.budgets, **OPTIONS)
     assert free["draws"]["posterior"]["base"].std() > 0
 

@@ -13,6 +13,7 @@ GROUPS = {
     "posterior": {"gain": RANDOM.normal(size=(2, 5)), "log_sensitivity": RANDOM.normal(size=(2, 5, 3, 4))},
     "sample_stats": {"diverging": RANDOM.random((2, 5)) < 0.5},
     "observed_data": {"joint": RANDOM.normal(size=7)},
+    "constant_data": {"unit": np.asarray(0.25)},
 }
 
 

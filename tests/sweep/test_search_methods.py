@@ -93,6 +93,10 @@ def test_refinement_and_integer_programming_agree_with_the_exact_answer(searched
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        (
+            ["allocation.allocator=bayesian", "allocation.options.measurements=5"],
+            "too few measurements: 5 for 1 budget",
+        ),
         (["sensitivity.method=fishr"], r"sensitivity\.method: unknown name \"fishr\"; did you mean 'fisher'"),
         (["sensitivity.options.probe=3"], r"sensitivity: method 'loss_increase' has no option 'probe'; it has none"),
         (["allocation.options.sample=3"], r"allocation: allocator 'exact' has no option 'sample'"),
@@ -103,6 +107,7 @@ def test_mistakes_are_one_line(tmp_path, capsys, values, message):
     status = main(["sweep", str(write_small(tmp_path)), *settings(f"output={tmp_path / 'out'}", *trial, *values)])
     assert status == 2
     assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()  # said before anything is computed
 
 
 def test_the_report_says_how_far_every_sensitivity_adds_up(searched, capsys):

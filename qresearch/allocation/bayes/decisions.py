@@ -45,7 +45,8 @@ def decide(
 
     The expected loss of an allocation is the sum of expected sensitivities, so the exact allocator on the posterior
     mean finds the allocation of least expected loss. It need not be the one that is most often optimal, nor have
-    every layer's most probable option, which together may break the budget.
+    every layer's most probable option, which together may break the budget. seed: of the interaction in ``loss``.
+    BudgetError for a budget that no allocation meets.
     """
     limits, random = check_budgets(problem, budgets), np.random.default_rng(seed)
     loss = posterior.sensitivity

@@ -13,7 +13,7 @@ def groups_of(
 ) -> dict[str, dict[str, np.ndarray]]:
     """posterior [chain, draw, ...] in units of ``Measurements.unit``; sample_stats: diverging [chain, draw];
     observed_data: joint [measurement], in the unit of the losses; posterior_predictive: joint [chain, draw,
-    measurement], of the same allocations.
+    measurement], of the same allocations; constant_data: that unit.
     """
     known = np.isfinite(measurements.joint)
     mean, sd = posterior.predict(np.asarray(measurements.allocations)[known])
@@ -23,4 +23,5 @@ def groups_of(
         "sample_stats": {"diverging": posterior.diverging},
         "observed_data": {"joint": np.asarray(measurements.joint)[known]},
         "posterior_predictive": {"joint": predictive},
+        "constant_data": {"unit": np.asarray(measurements.unit)},
     }

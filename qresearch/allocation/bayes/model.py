@@ -97,7 +97,10 @@ def _clean(values: np.ndarray, unit: float) -> Array:
 
 
 def sensitivity_model(data: Data, prior: Prior) -> None:
-    """The numpyro model; its sites are named as in the module's formulas."""
+    """The numpyro model of the module's formulas. Sites: ``option`` c; ``log_sensitivity`` log s; ``layer_context`` z;
+    ``offset``, base in standard deviations of its prior; ``log_scale``, the scales likewise; and, computed from these,
+    ``base`` and the scales by their names in ``Prior``.
+    """
     scale = _scales(prior)
     options = data.allowed.shape[1]
     c = numpyro.sample("option", dist.Normal(0.0, prior.option).expand([options]).to_event(1))

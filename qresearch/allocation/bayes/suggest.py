@@ -33,6 +33,7 @@ def suggest(
     of greatest E[max(best − y, 0)], y the predicted loss with its interaction, summed over the budgets that they
     meet (Jones, Schonlau and Welch, Efficient Global Optimization, https://doi.org/10.1023/A:1008306431147, 1998).
     Where we differ: a batch is the n best ones, not re-estimated one after the other.
+    ConfigError for another method, BudgetError for a budget that no allocation meets.
     """
     if method not in METHODS:
         raise ConfigError(f"suggestions are made by {' or '.join(METHODS)}, got '{method}'")
