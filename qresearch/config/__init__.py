@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qresearch.config.identity import config_hash, resolved, search_name, trial_label
-from qresearch.config.load import SweepConfig, expand, from_mapping, load
+from qresearch.config.load import SweepConfig, expand, from_mapping, load, sweep_identity
 from qresearch.config.names import KnownNames, check_names
 from qresearch.config.schema import (
     AllocationConfig,
@@ -44,5 +44,6 @@ __all__ = [
     "load",
     "resolved",
     "search_name",
+    "sweep_identity",
     "trial_label",
 ]

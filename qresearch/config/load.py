@@ -63,6 +63,16 @@ def expand(sweep: SweepConfig, known: KnownNames | None = None) -> tuple[RunConf
     return _runs(sweep, itertools.product(*axes) if axes else (), known, problems)
 
 
+def sweep_identity(sweep: SweepConfig) -> dict[str, Any]:
+    """What makes two configs the same run, as plain values: all that they say, but for ``sweep``, ``name``, ``output``
+    and ``report``. So trials may be added to a sweep, and results moved or drawn otherwise, without starting anew.
+    """
+    free = ("sweep", "name", "output", "report")
+    base = {key: value for key, value in sweep.document.values.items() if key not in free}
+    settings = {".".join(path): value for path, value, *_ in sweep.overrides if path[0] not in free}
+    return {"base": base, "settings": settings}
+
+
 def _runs(
     sweep: SweepConfig,
     points: Iterable[tuple[Point, ...]],

@@ -154,8 +154,8 @@ def create_run(
 ) -> RunFolder:
     """The folder of a sweep: new, or the one that the same resolved sweep already has under ``output``.
 
-    ``text`` is the source of the config, ``environment`` what ``environment()`` returned. ``DataError`` if the folder
-    of that name belongs to a different sweep.
+    ``text`` is the source of the config, of which the last is kept; ``environment`` what ``environment()`` returned.
+    ``DataError`` if the folder of that name belongs to a different sweep.
     """
     digest = content_hash(resolved)
     path = inside(output, f"{safe_name(name)}-{digest[:4]}")
@@ -172,6 +172,8 @@ def create_run(
     run = open_run(path)
     if run.digest != digest:
         raise DataError(f"{path}: belongs to a different sweep; choose another name or output folder")
+    if not (path / "sweep.yaml").is_file() or read_bytes(path / "sweep.yaml") != text.encode():
+        write_text(path / "sweep.yaml", text)
     return run
 
 

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qresearch.config import RunConfig, SweepConfig, config_hash, expand, resolved, trial_label
+from qresearch.config import RunConfig, SweepConfig, config_hash, expand, resolved, sweep_identity, trial_label
 from qresearch.report.searches import keep_settings
 from qresearch.results import RunFolder, create_run, environment
+from qresearch.results.lock import locked
 from qresearch.sweep.assemble import known_names
 from qresearch.sweep.bench import Bench
 from qresearch.sweep.execute import run_bench
@@ -43,23 +44,23 @@ def run_sweep(
     """Runs the trials that have no valid record yet and stores one record for each as soon as it is known.
 
     source: the text of the configuration file. A trial that fails is recorded with its reason; the others go on.
-    An interrupt leaves all finished records in place, and the same command continues.
+    An interrupt leaves all finished records in place, and the same command continues. Trials that were added to the
+    config's ``sweep`` join the run that is there. ``DataError`` if another process is writing the run.
     """
     configs = plan_sweep(sweep)
-    # Where the results are and how they are drawn is no part of what they are: a run that was moved is found again.
-    first = {name: value for name, value in resolved(configs[0]).items() if name not in ("output", "report")}
-    identity = {"trials": [config_hash(config) for config in configs], "sweep": first}
+    identity = sweep_identity(sweep)
     run = create_run(Path(configs[0].output).expanduser(), configs[0].name, source, identity, environment())
-    keep_settings(run, resolved(configs[0])["report"])
-    on_start(run)
-    pending = [config for config in configs if not run.has(config_hash(config))]
-    failed = []
-    for bench, members in _benches(pending, run.path, reporter):
-        floats = obtain_floats(members, run.path / "float", reporter)
-        for outcome in map(checked, run_bench(bench, members, floats)):
-            _store(run, bench, outcome)
-            if outcome.failure is not None:
-                failed.append((outcome.config, outcome.failure))
+    with locked(run.path):
+        keep_settings(run, resolved(configs[0])["report"])
+        on_start(run)
+        pending = [config for config in configs if not run.has(config_hash(config))]
+        failed = []
+        for bench, members in _benches(pending, run.path, reporter):
+            floats = obtain_floats(members, run.path / "float", reporter)
+            for outcome in map(checked, run_bench(bench, members, floats)):
+                _store(run, bench, outcome)
+                if outcome.failure is not None:
+                    failed.append((outcome.config, outcome.failure))
     labels = tuple((trial_label(config), reason) for config, reason in failed)
     return SweepResult(run, len(pending), len(configs) - len(pending), labels)
 

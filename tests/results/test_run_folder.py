@@ -59,7 +59,7 @@ def test_same_sweep_is_the_same_folder(run, tmp_path):
     run.save(make_record())
     again = create_run(tmp_path / "results", "quick", "other comments", {"a": 1}, {})
     assert again == run == open_run(run.path)
-    assert (run.path / "sweep.yaml").read_text() == TEXT
+    assert (run.path / "sweep.yaml").read_text() == "other comments"
     assert len(again.records().records) == 1
     other = create_run(tmp_path / "results", "quick", TEXT, {"a": 2}, ENVIRONMENT)
     assert other.path != run.path

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 
@@ -10,6 +11,7 @@ import pytest
 from small_sweep import ONE, SMALL, outcome_of, state_of, stored, sweep, write_small
 
 from qresearch.results import find_run
+from qresearch.results.lock import locked
 
 LABELS = {
     "float-seed0",
@@ -214,9 +216,40 @@ def test_configs_of_one_name_do_not_mix(tmp_path, capsys):
     assert capsys.readouterr().out.count("1 trials run, 0 found done") == 2
     for folder in output.iterdir():
         (record,) = find_run(output, folder.name).records().records
-        assert record.config["calibration"]["examples"] == json.loads(
-            (folder / "resolved.json").read_text()
-        )["sweep"]["sweep"]["calibration"]["examples"]  # fmt: skip
+        kept = json.loads((folder / "resolved.json").read_text())["sweep"]
+        examples = kept["settings"].get("calibration.examples", kept["base"]["calibration"]["examples"])
+        assert record.config["calibration"]["examples"] == examples
+
+
+def test_trials_that_are_added_join_the_run(tmp_path, capsys):
+    """Only they run; the float model that is there is used; and the folder keeps the last text of the config."""
+    config, output = write_small(tmp_path), tmp_path / "out"
+    first = "sweep.list=[{flow: float}, {flow: ptq, allocation: {bits: [4, 4]}}]"
+    assert sweep(config, output, "float.epochs=1", first) == 0
+    (folder,) = output.iterdir()
+    kept = {path: path.read_bytes() for path in folder.glob("trials/*/result.json")}
+    config.write_text(SMALL + "# more\n")
+    capsys.readouterr()
+    more = (
+        "sweep.list=[{flow: ptq, allocation: {bits: [2, 2]}}, {flow: float}, {flow: ptq, allocation: {bits: [4, 4]}}]"
+    )
+    assert sweep(config, output, "float.epochs=1", more) == 0
+    told = capsys.readouterr().out
+    assert "1 trials run, 2 found done, 0 failed" in told
+    assert "float training" not in told
+    assert list(output.iterdir()) == [folder]
+    assert {path: path.read_bytes() for path in kept} == kept
+    assert (folder / "sweep.yaml").read_text().endswith("# more\n")
+    assert len(stored(output)) == 3
+
+
+def test_a_run_that_is_being_written_is_refused(tmp_path, capsys):
+    config, output = write_small(tmp_path), tmp_path / "out"
+    assert sweep(config, output, *ONE) == 0
+    (folder,) = output.iterdir()
+    with locked(folder):
+        assert sweep(config, output, *ONE) == 2
+    assert f"process {os.getpid()} on " in capsys.readouterr().err
 
 
 def test_seeds_are_trials_of_their_own(tmp_path):
