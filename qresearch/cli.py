@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,20 +18,29 @@ if TYPE_CHECKING:
     from qresearch.results import RunFolder
     from qresearch.sweep.run import SweepResult
 
-OK, BAD_INPUT, FAILED, TOO_MUCH, INTERRUPTED = 0, 2, 3, 4, 130
+OK, BAD_INPUT, FAILED, TOO_MUCH, INTERRUPTED, TERMINATED = 0, 2, 3, 4, 130, 143
 EXIT_CODES = (
     "exit status: 0 done · 2 bad input, nothing started · 3 some trials failed · 4 a drop above --max-drop"
-    " · 130 interrupted"
+    " · 130 interrupted · 143 terminated"
 )
+
+
+class TerminatedError(KeyboardInterrupt):
+    """SIGTERM, which schedulers send before they kill: it ends a command as an interrupt does."""
 
 
 def entry() -> None:
     """The ``qresearch`` program."""
+    signal.signal(signal.SIGTERM, _terminate)
     for stream in (sys.stdout, sys.stderr):
         # A pipe on a system that is not set to UTF-8 takes no "±" and no "x̂": better a substitute than a traceback.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     sys.exit(main(sys.argv[1:]))
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise TerminatedError
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -45,9 +55,9 @@ def main(arguments: Sequence[str]) -> int:
         if isinstance(error, ConfigError):
             print(f"{len(lines)} problem{'s' * (len(lines) != 1)}, nothing started", file=sys.stderr)
         return error.exit_status
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("stopped: finished trials are kept; the same command continues", file=sys.stderr)
-        return INTERRUPTED
+        return TERMINATED if isinstance(error, TerminatedError) else INTERRUPTED
     except OSError as error:
         print(f"error: {error.filename or 'input/output'}: {error.strerror or error}", file=sys.stderr)
         return BAD_INPUT
