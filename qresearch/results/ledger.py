@@ -1,0 +1,137 @@
+"""The ledger of a run: the state, the attempts and the last failure of every trial, in one SQLite file.
+
+It is written by the process that holds the run's lock and read by any other. What it says of finished trials is a copy:
+a trial is done when its result file is there and valid, and ``reconcile`` makes the ledger agree with those. So a
+ledger that is lost or damaged costs the counts of attempts and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from qresearch.errors import DataError
+
+State = Literal["todo", "running", "done", "failed"]
+STATES: tuple[State, ...] = ("todo", "running", "done", "failed")
+NAME = "ledger.sqlite"
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS trials (
+    key TEXT PRIMARY KEY CHECK (length(key) = 64),
+    label TEXT NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('todo', 'running', 'done', 'failed')),
+    attempts INTEGER NOT NULL DEFAULT 0 CHECK (attempts >= 0),
+    reason TEXT,
+    updated TEXT NOT NULL
+) STRICT
+"""
+
+
+class Row(NamedTuple):
+    """One trial. attempts: how often it was started. reason: of its last failure. updated: ISO 8601, UTC."""
+
+    key: str
+    label: str
+    state: State
+    attempts: int
+    reason: str | None
+    updated: str
+
+
+class Ledger:
+    """Made by ``open_ledger``. Every method is one transaction, on the disk when it returns."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        self.path, self._connection = path, connection
+
+    def reconcile(self, labels: Mapping[str, str], done: Iterable[str]) -> None:
+        """Adds the trials of ``labels`` ({key: label}) that are missing; ``done`` are those with valid results.
+
+        What was left running by a process that died, or is called done without a result, is to do.
+        """
+        finished = set(done)
+        with self._transaction() as cursor:
+            rows = [(key, label, "todo", _now()) for key, label in labels.items()]
+            cursor.executemany("INSERT OR IGNORE INTO trials (key, label, state, updated) VALUES (?, ?, ?, ?)", rows)
+            known = cursor.execute("SELECT key, state FROM trials").fetchall()
+            changed = []
+            for key, state in known:
+                wanted = "done" if key in finished else "todo" if state in ("running", "done") else state
+                if wanted != state:
+                    changed.append((wanted, _now(), key))
+            cursor.executemany("UPDATE trials SET state = ?, updated = ? WHERE key = ?", changed)
+
+    def begin(self, keys: Iterable[str]) -> None:
+        """These trials are running, one attempt more."""
+        with self._transaction() as cursor:
+            for key in keys:
+                self._change(cursor, "state = 'running', attempts = attempts + 1", (), key)
+
+    def finish(self, key: str, reason: str | None = None) -> None:
+        """The trial is done; or failed, with the reason in one line."""
+        state = "done" if reason is None else "failed"
+        with self._transaction() as cursor:
+            self._change(cursor, "state = ?, reason = ?", (state, reason), key)
+
+    def rows(self) -> tuple[Row, ...]:
+        """All trials, in the order in which they were added."""
+        with self._transaction() as cursor:
+            found = cursor.execute("SELECT key, label, state, attempts, reason, updated FROM trials ORDER BY rowid")
+            return tuple(Row(*row) for row in found.fetchall())
+
+    def _change(self, cursor: sqlite3.Cursor, what: str, values: tuple[str | None, ...], key: str) -> None:
+        cursor.execute(f"UPDATE trials SET {what}, updated = ? WHERE key = ?", (*values, _now(), key))
+        if cursor.rowcount != 1:
+            raise DataError(f"{self.path}: no trial {key[:8]}; it was not planned")
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Cursor]:
+        cursor = self._connection.cursor()
+        try:
+            cursor.execute("BEGIN IMMEDIATE")
+            yield cursor
+            cursor.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise DataError(f"cannot write {self.path}: {error}") from error
+        finally:
+            if self._connection.in_transaction:
+                self._connection.rollback()
+            cursor.close()
+
+
+@contextlib.contextmanager
+def open_ledger(folder: Path) -> Iterator[Ledger]:
+    """The ledger of a run's folder, made if there is none. ``DataError`` that names the file if it is damaged."""
+    path = folder / NAME
+    try:
+        connection = sqlite3.connect(path, timeout=60, isolation_level=None)
+    except sqlite3.Error as error:
+        raise DataError(f"cannot open {path}: {error}") from error
+    try:
+        try:
+            # FULL: a commit is on the disk, also if the power fails; WAL: readers do not wait for the writer.
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute(_SCHEMA)
+            (answer,) = connection.execute("PRAGMA quick_check").fetchone()
+            columns = [row[1] for row in connection.execute("PRAGMA table_info(trials)")]
+        except sqlite3.DatabaseError as error:
+            raise _damaged(path, str(error)) from error
+        if answer != "ok" or columns != list(Row._fields):
+            raise _damaged(path, answer if answer != "ok" else "other columns")
+        yield Ledger(path, connection)
+    finally:
+        connection.close()
+
+
+def _damaged(path: Path, reason: str) -> DataError:
+    return DataError(f"{path}: is damaged ({reason}); move it away: the results are in trials/, and it is made anew")
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
