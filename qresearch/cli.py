@@ -104,8 +104,10 @@ def _parser() -> argparse.ArgumentParser:
     show = command("show", _show, "print a run: its front, failures and damaged files")
     for added in (report, show):
         added.add_argument("run", help="folder of a run, or its name or the beginning of it")
+    status = command("status", _status, "say how far a run is, also while it is written: states, attempts, failures")
+    status.add_argument("run", help="folder of a run, or its name or the beginning of it")
     runs = command("runs", _runs, "list the runs in the output folder")
-    for added in (report, show, runs):
+    for added in (report, show, status, runs):
         added.add_argument("--output", default="results", help="where runs are (default: results)")
     weights = command(
         "import-weights", _import_weights, "turn a public weight file into a checkpoint for model.weights"
@@ -234,6 +236,14 @@ def _report(options: argparse.Namespace) -> int:
     from qresearch.results import find_run
 
     _write_report(find_run(Path(options.output).expanduser(), options.run))
+    return OK
+
+
+def _status(options: argparse.Namespace) -> int:
+    from qresearch.results import find_run
+    from qresearch.results.status import status_lines
+
+    print("\n".join(status_lines(find_run(Path(options.output).expanduser(), options.run))))
     return OK
 
 

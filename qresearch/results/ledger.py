@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -129,8 +129,33 @@ def open_ledger(folder: Path) -> Iterator[Ledger]:
         connection.close()
 
 
+@contextlib.contextmanager
+def open_or_renew(folder: Path, report: Callable[[str], None]) -> Iterator[Ledger]:
+    """The ledger of a folder; a damaged one is moved aside, with a line to ``report``, and begun anew."""
+    with contextlib.ExitStack() as stack:
+        try:
+            ledger = stack.enter_context(open_ledger(folder))
+        except DataError as error:
+            aside = folder / f"ledger-damaged-{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%S%f}.sqlite"
+            for suffix in ("", "-wal", "-shm"):
+                file = folder / f"{NAME}{suffix}"
+                with contextlib.suppress(FileNotFoundError):
+                    file.rename(aside.with_name(aside.name + suffix))
+            report(f"{error} (moved to {aside.name})")
+            ledger = stack.enter_context(open_ledger(folder))
+        yield ledger
+
+
+def read_ledger(folder: Path) -> tuple[Row, ...]:
+    """The trials of a run as they are now, also while it is written; none where a run has no ledger."""
+    if not (folder / NAME).exists():
+        return ()
+    with open_ledger(folder) as ledger:
+        return ledger.rows()
+
+
 def _damaged(path: Path, reason: str) -> DataError:
-    return DataError(f"{path}: is damaged ({reason}); move it away: the results are in trials/, and it is made anew")
+    return DataError(f"{path}: is damaged ({reason}); nothing else depends on it, and the next sweep begins it anew")
 
 
 def _now() -> str:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from qresearch.config import RunConfig, SweepConfig, config_hash, expand, resolved, sweep_identity, trial_label
 from qresearch.report.searches import keep_settings
 from qresearch.results import RunFolder, create_run, environment
+from qresearch.results.ledger import open_or_renew
 from qresearch.results.lock import locked
 from qresearch.sweep.assemble import known_names
 from qresearch.sweep.bench import Bench
@@ -50,15 +51,19 @@ def run_sweep(
     configs = plan_sweep(sweep)
     identity = sweep_identity(sweep)
     run = create_run(Path(configs[0].output).expanduser(), configs[0].name, source, identity, environment())
-    with locked(run.path):
+    with locked(run.path), open_or_renew(run.path, reporter.line) as ledger:
         keep_settings(run, resolved(configs[0])["report"])
         on_start(run)
         pending = [config for config in configs if not run.has(config_hash(config))]
+        keys = {config_hash(config): trial_label(config) for config in configs}
+        ledger.reconcile(keys, keys.keys() - {config_hash(config) for config in pending})
         failed = []
         for bench, members in _benches(pending, run.path, reporter):
+            ledger.begin(config_hash(config) for config in members)
             floats = obtain_floats(members, run.path / "float", reporter)
             for outcome in map(checked, run_bench(bench, members, floats)):
                 _store(run, bench, outcome)
+                ledger.finish(config_hash(outcome.config), outcome.failure)
                 if outcome.failure is not None:
                     failed.append((outcome.config, outcome.failure))
     labels = tuple((trial_label(config), reason) for config, reason in failed)

@@ -249,7 +249,7 @@ def test_an_edited_run_folder_is_refused(tmp_path, capsys):
     assert sweep(config, output, *ONE) == 0
     (folder,) = output.iterdir()
     path = folder / "resolved.json"
-    path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
+    path.write_text(path.read_text().replace('"digits"', '"mnist"'))
     capsys.readouterr()
     assert sweep(config, output, *ONE) == 2
     assert "the config was altered after the run was made" in one_line(capsys.readouterr().err)
