@@ -37,7 +37,7 @@ LAYERS = {
         "ptq",
     ),
     5: ("augmentation", "training", "search", "config", "results", "checkpoint", "sweep", "report", "export"),
-    6: ("cli", "__main__"),
+    6: ("cli", "commands", "__main__"),
 }
 LAYER = {part: layer for layer, parts in LAYERS.items() for part in parts}
 
@@ -73,7 +73,7 @@ LIBRARIES = {
 LAZY_NAMES = "__init__.py"
 
 # Parts that the command line loads before it knows whether it needs JAX, which takes seconds to import.
-LIGHT = ("config", "results", "cli", "__main__", "errors")
+LIGHT = ("config", "results", "cli", "commands", "__main__", "errors")
 
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 UNSAFE_NAMES = {"eval", "exec", "__import__"}

@@ -3,14 +3,12 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import signal
 import subprocess
 import sys
 
 import pytest
 from small_sweep import ONE, SMALL, one_line, settings, stored, write_small
 
-import qresearch.cli
 from qresearch.allocation import ALLOCATORS
 from qresearch.cli import main
 from qresearch.cost import COSTS
@@ -21,7 +19,19 @@ from qresearch.ptq import PTQ
 from qresearch.quantizers import QUANTIZERS
 from qresearch.tasks import TASKS
 
-COMMANDS = ("sweep", "run", "search", "benchmark", "check", "report", "show", "runs", "import-weights", "list")
+COMMANDS = (
+    "sweep",
+    "run",
+    "search",
+    "benchmark",
+    "check",
+    "report",
+    "show",
+    "status",
+    "runs",
+    "import-weights",
+    "list",
+)
 REGISTRIES = {
     "quantizers": QUANTIZERS,
     "ptq": PTQ,
@@ -261,36 +271,3 @@ def test_report_writes_the_files_again(finished_sweep, tmp_path, capsys):
     assert main(["report", "small", "--output", str(output)]) == 0
     assert capsys.readouterr().out.splitlines()[-6:] == [str(folder / name) for name in names]
     assert {name: (folder / name).read_bytes() for name in names[:3]} == {name: before[name] for name in names[:3]}
-
-
-# ---- The handler of errors
-
-
-@pytest.mark.parametrize(
-    ("raised", "status", "message"),
-    [
-        (KeyboardInterrupt(), 130, "stopped: finished trials are kept; the same command continues"),
-        (PermissionError(13, "Permission denied", "/x/y"), 2, "error: /x/y: Permission denied"),
-        (OSError("no space"), 2, "error: input/output: no space"),
-    ],
-)
-def test_what_a_user_can_mend_is_one_line(monkeypatch, capsys, raised, status, message):
-    def fail(options):
-        raise raised
-
-    monkeypatch.setattr(qresearch.cli, "_runs", fail)
-    assert main(["runs"]) == status
-    assert one_line(capsys.readouterr().err) == message
-
-
-def test_a_defect_keeps_its_traceback(monkeypatch):
-    def fail(options):
-        raise ZeroDivisionError
-
-    monkeypatch.setattr(qresearch.cli, "_runs", fail)
-    with pytest.raises(ZeroDivisionError):
-        main(["runs"])
-
-
-def test_ctrl_c_has_its_usual_status():
-    assert 128 + signal.SIGINT == qresearch.cli.INTERRUPTED

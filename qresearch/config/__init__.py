@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from qresearch.config.identity import config_hash, resolved, search_name, trial_label
+from qresearch.config.identity import FREE, config_hash, resolved, search_name, trial_label
 from qresearch.config.load import SweepConfig, expand, from_mapping, load, sweep_identity
 from qresearch.config.names import KnownNames, check_names
+from qresearch.config.quantize import KeepConfig, QuantizeConfig, RuleConfig, SiteConfig, WeightSiteConfig
 from qresearch.config.schema import (
     AllocationConfig,
     CalibrationConfig,
     DataConfig,
     EvaluateConfig,
-    KeepConfig,
     ModelConfig,
-    QuantizeConfig,
-    RuleConfig,
     RunConfig,
     SensitivityConfig,
-    SiteConfig,
     TrainConfig,
-    WeightSiteConfig,
 )
 
 __all__ = [
+    "FREE",
     "AllocationConfig",
     "CalibrationConfig",
     "DataConfig",

@@ -10,7 +10,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from qresearch.config.problems import MAX_SHOWN, KeyPath, shown
-from qresearch.config.schema import SITE_TAGS, RunConfig
+from qresearch.config.quantize import SITE_TAGS
+from qresearch.config.schema import RunConfig
 from qresearch.errors import did_you_mean
 
 

@@ -7,7 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
+    BaseModel,
     BeforeValidator,
+    ConfigDict,
     Field,
     ValidationError,
     ValidatorFunctionWrapHandler,
@@ -118,3 +120,9 @@ Options = Annotated[
 ]
 Flow = Literal["float", "ptq", "qat"]
 Granularity = Literal["per_tensor", "per_channel", "per_group", "per_token"]
+
+
+class Section(BaseModel):
+    """Part of a config: unknown keys are errors, nothing is converted, nothing changes later."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)

@@ -8,6 +8,9 @@ from typing import Any
 
 from qresearch.config.schema import RunConfig
 
+# What moves, renames, draws or runs results otherwise, and does not change what they are.
+FREE = ("name", "output", "report", "engine", "checkpoints", "trackers")
+
 
 def resolved(config: RunConfig) -> dict[str, Any]:
     """The config as plain JSON values, under the key names of YAML and with all defaults filled in."""
@@ -17,9 +20,10 @@ def resolved(config: RunConfig) -> dict[str, Any]:
 def config_hash(config: RunConfig) -> str:
     """The SHA-256 of the resolved config as canonical JSON (sorted keys, no spaces), as 64 hexadecimal digits.
 
-    ``name``, ``output`` and ``report`` are left out: moving, renaming or drawing results does not change what they are.
+    What is in ``FREE`` is left out: moving, renaming or drawing results, or where they ran, does not change what they
+    are.
     """
-    values = {key: value for key, value in resolved(config).items() if key not in ("name", "output", "report")}
+    values = {key: value for key, value in resolved(config).items() if key not in FREE}
     text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 

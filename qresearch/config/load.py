@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from qresearch.config.explain import Explanation, explain
+from qresearch.config.identity import FREE
 from qresearch.config.names import KnownNames, require_keys, unknown_names, with_own_costs
 from qresearch.config.problems import COMMAND_LINE, MAX_SHOWN, KeyPath, Problem, config_error, shown
 from qresearch.config.schema import AllocationConfig, RunConfig, TrainConfig
@@ -64,10 +65,10 @@ def expand(sweep: SweepConfig, known: KnownNames | None = None) -> tuple[RunConf
 
 
 def sweep_identity(sweep: SweepConfig) -> dict[str, Any]:
-    """What makes two configs the same run, as plain values: all that they say, but for ``sweep``, ``name``, ``output``
-    and ``report``. So trials may be added to a sweep, and results moved or drawn otherwise, without starting anew.
+    """What makes two configs the same run, as plain values: all that they say, but for ``sweep`` and
+    what is in ``FREE``. So trials may be added to a sweep, and results moved or drawn otherwise, without starting anew.
     """
-    free = ("sweep", "name", "output", "report")
+    free = ("sweep", *FREE)
     base = {key: value for key, value in sweep.document.values.items() if key not in free}
     settings = {".".join(path): value for path, value, *_ in sweep.overrides if path[0] not in free}
     return {"base": base, "settings": settings}

@@ -10,14 +10,14 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import Field, ValidationError
 
 from qresearch.config.explain import Explanation, explain
+from qresearch.config.fields import Section
 from qresearch.config.problems import KeyPath, shown
-from qresearch.config.schema import Section
 from qresearch.config.yaml_loader import MAX_DEPTH
 
 # Ten thousand runs of a second each are three hours; more is a slip of the grid, and would only fill memory.
 MAX_RUNS = 10_000
-# Where results go belongs to the sweep as a whole, and a sweep within a sweep means nothing.
-_NOT_SWEPT = ("name", "output", "sweep")
+# Where trials run and results go belongs to the sweep as a whole, and a sweep within a sweep means nothing.
+_NOT_SWEPT = ("name", "output", "engine", "checkpoints", "trackers", "sweep")
 
 
 class Setting(NamedTuple):

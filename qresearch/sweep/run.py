@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qresearch.config import RunConfig, SweepConfig, config_hash, expand, resolved, sweep_identity, trial_label
+from qresearch.config import FREE, RunConfig, SweepConfig, config_hash, expand, resolved, sweep_identity, trial_label
 from qresearch.report.searches import keep_settings
 from qresearch.results import RunFolder, create_run, environment
 from qresearch.results.ledger import open_or_renew
@@ -19,7 +19,7 @@ from qresearch.sweep.outcome import Outcome, checked, make_record, per_example
 from qresearch.sweep.progress import Reporter, Silent
 
 # What trials must agree on to share a bench: everything but these, which are traced or belong to a flow.
-_OWN = {"name", "output", "report", "seed", "flow", "sensitivity", "allocation", "ptq", "qat"}
+_OWN = {*FREE, "seed", "flow", "sensitivity", "allocation", "ptq", "qat"}
 
 
 class SweepResult(NamedTuple):

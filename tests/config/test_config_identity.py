@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qresearch.config import RunConfig, config_hash, expand, from_mapping, load, resolved, trial_label
+from qresearch.config import FREE, RunConfig, config_hash, expand, from_mapping, load, resolved, trial_label
 
 BASE: dict[str, Any] = {"name": "a", "flow": "qat", "allocation": {"bits": [4, 4]}}
 
@@ -56,12 +56,15 @@ CHANGED: dict[str, Any] = {
     "reference": [1.0, 2.0],
     "tied": ["a"],
     "costs": [{"name": "a", "device": "t4"}],
+    "workers": 2,
+    "timeout": 60.0,
+    "trackers": ["tensorboard"],
 }
 NEEDS_ANOTHER_KEY = {"granularity", "group_size", "budget", "ptq", "limits"}
 
 
 @pytest.mark.parametrize("path", [path for path, _ in _leaves(resolved(run()))], ids=".".join)
-def test_every_setting_but_name_output_and_report_is_in_the_hash(path: tuple[str, ...]) -> None:
+def test_every_setting_that_can_change_a_result_is_in_the_hash(path: tuple[str, ...]) -> None:
     if path[-1] in NEEDS_ANOTHER_KEY:
         return
     values = json.loads(json.dumps(resolved(run())))
@@ -72,7 +75,7 @@ def test_every_setting_but_name_output_and_report_is_in_the_hash(path: tuple[str
     section[path[-1]] = CHANGED.get(path[-1], old + 1 if isinstance(old, int | float) else _other(path, old))
     (changed,) = expand(from_mapping(values))
     assert changed != run()
-    assert (config_hash(changed) == config_hash(run())) == (path[0] in ("name", "output", "report"))
+    assert (config_hash(changed) == config_hash(run())) == (path[0] in FREE)
 
 
 def _other(path: tuple[str, ...], old: Any) -> Any:
@@ -121,7 +124,7 @@ def test_notes_spelling_and_written_defaults_are_not_in_the_hash(tmp_path: Path)
 
 
 def test_the_hash_is_that_of_canonical_json() -> None:
-    values = {key: value for key, value in resolved(run()).items() if key not in ("name", "output", "report")}
+    values = {key: value for key, value in resolved(run()).items() if key not in FREE}
     text = json.dumps(values, sort_keys=True, separators=(",", ":"))
     assert text.startswith('{"allocation":{"allocator":"uniform","bits":[4,4],"budget":null,')
     assert config_hash(run()) == hashlib.sha256(text.encode()).hexdigest()

@@ -87,6 +87,9 @@ def test_defaults_are_the_documented_ones() -> None:
         "costs": [],
         "evaluate": {"batch_size": 500, "examples": None},
         "report": {"cost": "average_bits", "reference": None},
+        "engine": {"name": "local", "workers": None, "attempts": 3, "timeout": None, "options": []},
+        "checkpoints": {"every": 1000, "keep": 2},
+        "trackers": [],
         "output": "results",
     }
 
