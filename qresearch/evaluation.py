@@ -16,6 +16,8 @@ from qresearch.data.dataset import Prepare, Split
 from qresearch.streaming import StreamedBatches, place_batches, wait
 from qresearch.tasks import Task
 
+ACCELERATED = 32  # members evaluated at once by an accelerator
+
 
 class Forward(Protocol):
     """``forward(shared, own, x) -> outputs``: shared is common to a population, own is one member's. Hashable."""
@@ -62,7 +64,7 @@ def make_batches(split: Split, size: int, examples: int | None = None) -> Batche
 
 def default_chunk() -> int:
     """Members evaluated at once: 1 on CPU, where vmap over convolution kernels is several times slower than a loop."""
-    return 1 if jax.default_backend() == "cpu" else 32
+    return 1 if jax.default_backend() == "cpu" else ACCELERATED
 
 
 def evaluate(

@@ -36,7 +36,18 @@ LAYERS = {
         "sensitivities",
         "ptq",
     ),
-    5: ("augmentation", "training", "search", "config", "results", "checkpoint", "sweep", "report", "export"),
+    5: (
+        "augmentation",
+        "training",
+        "search",
+        "config",
+        "engines",
+        "results",
+        "checkpoint",
+        "sweep",
+        "report",
+        "export",
+    ),
     6: ("cli", "commands", "__main__"),
 }
 LAYER = {part: layer for layer, parts in LAYERS.items() for part in parts}
@@ -58,6 +69,7 @@ ONLY = {
     "tasks": ({"errors"}, "a task is a loss and a score"),
     "config": ({"errors"}, "a configuration is text; names are checked against registries passed in"),
     "results": ({"errors"}, "a record is plain data"),
+    "engines": ({"options", "errors"}, "an engine hands text to processes: no trial, no model, no JAX"),
     "report": ({"results", "cost", "pareto", "errors"}, "figures read records and never run a model"),
 }
 
@@ -67,6 +79,8 @@ LIBRARIES = {
     "numpyro": ("allocation/bayes/", "search/svi.py"),
     "matplotlib": "report/",
     "plotly": "report/",
+    "distributed": "engines/dask.py",
+    "submitit": "engines/slurm.py",
 }
 
 # The one import by name: the public names of the package, each found on first use in a fixed table of its modules.

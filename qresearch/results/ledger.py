@@ -72,6 +72,11 @@ class Ledger:
             for key in keys:
                 self._change(cursor, "state = 'running', attempts = attempts + 1", (), key)
 
+    def release(self) -> None:
+        """What is running is to do again: nobody runs it any more."""
+        with self._transaction() as cursor:
+            cursor.execute("UPDATE trials SET state = 'todo', updated = ? WHERE state = 'running'", (_now(),))
+
     def finish(self, key: str, reason: str | None = None) -> None:
         """The trial is done; or failed, with the reason in one line."""
         state = "done" if reason is None else "failed"

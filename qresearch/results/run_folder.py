@@ -12,17 +12,17 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from qresearch.errors import DataError
 from qresearch.results.atomic import (
-    append_json_line,
     make_folder,
     read_bytes,
     read_json_lines,
+    render_json_lines,
     write_bytes,
     write_json,
     write_text,
@@ -73,13 +73,22 @@ class RunFolder:
 
     def has(self, key: str) -> bool:
         """Whether a valid record of this trial with status ``done`` is stored, together with its examples."""
+        record = self.find_record(key)
+        return record is not None and record.status == "done"
+
+    def done(self) -> frozenset[str]:
+        """The keys of all trials that have a valid record with status ``done``."""
+        return frozenset(record.key for record in self.records().records if record.status == "done")
+
+    def find_record(self, key: str) -> Record | None:
+        """The record of a trial; None if there is none, or none that is valid with its examples."""
         folder = self._find(key)
         if folder is None or not (folder / "result.json").exists():
-            return False
+            return None
         try:
-            return self._read(folder).status == "done"
+            return self._read(folder)
         except DataError:
-            return False
+            return None
 
     def start(self, key: str, label: str, config: Mapping[str, Any]) -> Path:
         """Makes the trial's folder, or finds the one it has from an earlier attempt, and writes ``config.json``."""
@@ -109,9 +118,11 @@ class RunFolder:
         path = folder / "examples.npz"
         return decode_examples(read_bytes(path), path, record.examples_sha256)
 
-    def append_metrics(self, key: str, row: Mapping[str, Any]) -> None:
-        """Adds one row to the ``metrics.jsonl`` of a trial that was started."""
-        append_json_line(self._started(key) / "metrics.jsonl", row)
+    def save_metrics(self, key: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Writes the ``metrics.jsonl`` of a trial that was started, in place of what an earlier attempt left there."""
+        path = self._started(key) / "metrics.jsonl"
+        if rows or path.exists():
+            write_text(path, render_json_lines(rows))
 
     def metrics(self, key: str) -> tuple[list[dict[str, Any]], int]:
         """The rows of a trial's ``metrics.jsonl``, and the number of torn lines that were left out."""

@@ -25,12 +25,10 @@ from qresearch.sweep.bench import Bench
 from qresearch.sweep.floats import FloatModel, float_key
 from qresearch.sweep.found import Start
 from qresearch.sweep.keep import keep_sensitive
-from qresearch.sweep.outcome import Outcome, checkpoint_path, summary
+from qresearch.sweep.outcome import FLOAT_BITS, Outcome, checkpoint_path, summary
 from qresearch.sweep.post_training import run_methods
 from qresearch.sweep.progress import epochs_done
 from qresearch.training import Trained, Trainer, Trial
-
-FLOAT_BITS = 32.0
 
 
 def run_bench(bench: Bench, configs: Sequence[RunConfig], floats: dict[str, FloatModel]) -> Iterator[Outcome]:
@@ -48,8 +46,8 @@ def _run_trials(bench: Bench, configs: Sequence[RunConfig], floats: dict[str, Fl
     for key, members in by_float.items():
         variables = floats[key].variables
         if variables is None:
-            layers = len(bench.sketch.layers)
-            yield from (Outcome(c, np.full((layers, 2), FLOAT_BITS), 0.0, failure=floats[key].failure) for c in members)
+            reason = floats[key].failure or "no float model"
+            yield from (Outcome.lost(config, len(bench.sketch.layers), reason) for config in members)
             continue
         bits, failures = _choose_bits(bench, key, variables, members)
         yield from failures

@@ -45,6 +45,17 @@ def float_key(config: RunConfig) -> str:
     return hashlib.sha256(json.dumps([identity, seed], sort_keys=True).encode()).hexdigest()[:16]
 
 
+def float_group(config: RunConfig) -> tuple[Any, ...]:
+    """What is static of a float training: equal for runs whose float models are one population."""
+    return config.task, config.data, config.model, recipe_of(config.float_training), config.evaluate.batch_size
+
+
+def is_stored(config: RunConfig, folder: Path) -> bool:
+    """Whether the float model of a run is in ``folder``, to all appearance: what is damaged is trained again later."""
+    path = folder / float_key(config)
+    return path.is_dir() and path.with_suffix(".json").is_file()
+
+
 def obtain_floats(configs: Iterable[RunConfig], folder: Path, reporter: Reporter) -> dict[str, FloatModel]:
     """The float models of these runs by ``float_key``: from files, from ``folder`` or by training, which stores
     them.
@@ -55,9 +66,7 @@ def obtain_floats(configs: Iterable[RunConfig], folder: Path, reporter: Reporter
     groups: dict[tuple[Any, ...], dict[str, RunConfig]] = {}
     for key, config in wanted.items():
         if key not in models:
-            recipe, batch = recipe_of(config.float_training), config.evaluate.batch_size
-            static = (config.task, config.data, config.model, recipe, batch)
-            groups.setdefault(static, {})[key] = config
+            groups.setdefault(float_group(config), {})[key] = config
     for group in groups.values():
         models |= _train(group, folder, reporter)
     return models
@@ -68,7 +77,7 @@ def _stored(config: RunConfig, path: Path, reporter: Reporter) -> FloatModel | N
     if config.model.weights:
         return FloatModel(load_weights(config, setup), [], 0)
     facts = path.with_suffix(".json")
-    if not (path.is_dir() and facts.is_file()):
+    if not is_stored(config, path.parent):
         return None
     try:
         content = json.loads(facts.read_text())

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from qresearch.config import FREE, RunConfig, SweepConfig, config_hash, expand, resolved, sweep_identity, trial_label
+from qresearch.compat import stay_on_cpu
+from qresearch.config import RunConfig, SweepConfig, config_hash, expand, resolved, sweep_identity, trial_label
+from qresearch.engines import ENGINES, Engine, Setting, check_engine
+from qresearch.engines.local import gpus
+from qresearch.evaluation import ACCELERATED, default_chunk
 from qresearch.report.searches import keep_settings
 from qresearch.results import RunFolder, create_run, environment
-from qresearch.results.ledger import open_or_renew
+from qresearch.results.ledger import Ledger, open_or_renew
 from qresearch.results.lock import locked
 from qresearch.sweep.assemble import known_names
 from qresearch.sweep.bench import Bench
-from qresearch.sweep.execute import run_bench
-from qresearch.sweep.floats import obtain_floats
-from qresearch.sweep.outcome import Outcome, checked, make_record, per_example
-from qresearch.sweep.progress import Reporter, Silent
+from qresearch.sweep.coordinate import Coordinator
+from qresearch.sweep.floats import is_stored
+from qresearch.sweep.job import Jobs, store_failure
+from qresearch.sweep.plan import float_pieces, group_key, groups_of, trial_pieces
+from qresearch.sweep.progress import Display, Silent
 
-# What trials must agree on to share a bench: everything but these, which are traced or belong to a flow.
-_OWN = {*FREE, "seed", "flow", "sensitivity", "allocation", "ptq", "qat"}
+WORKER = (sys.executable, "-m", "qresearch.sweep.worker")
 
 
 class SweepResult(NamedTuple):
@@ -34,14 +40,15 @@ class SweepResult(NamedTuple):
 def plan_sweep(sweep: SweepConfig) -> tuple[RunConfig, ...]:
     """The trials of a sweep, in order; checks names, data, recipes, rules and budgets before anything is computed."""
     configs = expand(sweep, known_names())
-    for bench, members in _benches(configs, Path(), Silent()):
-        bench.check(members)
+    check_engine(configs[0].engine.name, dict(configs[0].engine.options))
+    if configs[0].engine.name != "inline":
+        stay_on_cpu()  # the accelerator is for the workers
+    for group in groups_of(configs):
+        Bench(group.members[0], Path(), Silent()).check(group.members)
     return configs
 
 
-def run_sweep(
-    sweep: SweepConfig, source: str, reporter: Reporter, on_start: Callable[[RunFolder], None]
-) -> SweepResult:
+def run_sweep(sweep: SweepConfig, source: str, display: Display, on_start: Callable[[RunFolder], None]) -> SweepResult:
     """Runs the trials that have no valid record yet and stores one record for each as soon as it is known.
 
     source: the text of the configuration file. A trial that fails is recorded with its reason; the others go on.
@@ -49,44 +56,54 @@ def run_sweep(
     config's ``sweep`` join the run that is there. ``DataError`` if another process is writing the run.
     """
     configs = plan_sweep(sweep)
-    identity = sweep_identity(sweep)
-    run = create_run(Path(configs[0].output).expanduser(), configs[0].name, source, identity, environment())
-    with locked(run.path), open_or_renew(run.path, reporter.line) as ledger:
+    run = create_run(
+        Path(configs[0].output).expanduser(), configs[0].name, source, sweep_identity(sweep), environment()
+    )
+    with locked(run.path), open_or_renew(run.path, display.line) as ledger:
         keep_settings(run, resolved(configs[0])["report"])
         on_start(run)
-        pending = [config for config in configs if not run.has(config_hash(config))]
-        keys = {config_hash(config): trial_label(config) for config in configs}
-        ledger.reconcile(keys, keys.keys() - {config_hash(config) for config in pending})
-        failed = []
-        for bench, members in _benches(pending, run.path, reporter):
-            ledger.begin(config_hash(config) for config in members)
-            floats = obtain_floats(members, run.path / "float", reporter)
-            for outcome in map(checked, run_bench(bench, members, floats)):
-                _store(run, bench, outcome)
-                ledger.finish(config_hash(outcome.config), outcome.failure)
-                if outcome.failure is not None:
-                    failed.append((outcome.config, outcome.failure))
-    labels = tuple((trial_label(config), reason) for config, reason in failed)
-    return SweepResult(run, len(pending), len(configs) - len(pending), labels)
+        done = run.done()
+        labels = {config_hash(config): trial_label(config) for config in configs}
+        ledger.reconcile(labels, labels.keys() & done)
+        pending = [config for config in configs if config_hash(config) not in done]
+        failures = _run_trials(run, ledger, configs, pending, display) if pending else {}
+    failed = tuple((labels[key], reason) for key, reason in failures.items())
+    return SweepResult(run, len(pending), len(configs) - len(pending), failed)
 
 
-def _benches(configs: Sequence[RunConfig], folder: Path, reporter: Reporter) -> Iterator[tuple[Bench, list[RunConfig]]]:
-    groups: dict[Any, list[RunConfig]] = {}
-    for config in configs:
-        rest = {name: value for name, value in resolved(config).items() if name not in _OWN}
-        rest["float"] = {name: value for name, value in rest["float"].items() if name != "learning_rate"}
-        groups.setdefault(repr(rest), []).append(config)
-    for members in groups.values():
-        yield Bench(members[0], folder, reporter), members
+def _run_trials(
+    run: RunFolder, ledger: Ledger, configs: Sequence[RunConfig], pending: Sequence[RunConfig], display: Display
+) -> dict[str, str]:
+    """{key: reason} of those that failed."""
+    benches = {group_key(group.members[0]): group for group in groups_of(configs)}
+
+    def fail(config: RunConfig, reason: str) -> None:
+        store_failure(run, Bench(config, run.path, Silent()), config, reason)
+
+    def stored(config: RunConfig) -> bool:
+        return is_stored(config, run.path / "float")
+
+    coordinator = Coordinator(run, ledger, display, configs[0].engine.attempts, stored, fail, lambda key: None)
+    todo = set(pending)
+    groups = [group._replace(members=tuple(c for c in group.members if c in todo)) for group in benches.values()]
+    with _engine(configs[0], run, coordinator) as engine, display.trials(len(pending)) as advance:
+        floats = float_pieces(groups, stored, engine.slots)
+        trials = trial_pieces(groups, engine.slots, ACCELERATED if gpus() else default_chunk())
+        try:
+            coordinator.work(floats, trials, advance)
+        finally:
+            ledger.release()
+    return coordinator.failures
 
 
-def _store(run: RunFolder, bench: Bench, outcome: Outcome) -> None:
-    model = bench.sketch
-    record = make_record(outcome, model, bench.setup.task)
-    examples = None if outcome.test is None else per_example(outcome.test, bench.setup.task)
-    # The record comes last, because it says that the trial is finished; rows of an attempt that was not are dropped.
-    folder = run.start(record.key, record.label, record.config)
-    (folder / "metrics.jsonl").unlink(missing_ok=True)
-    for epoch, row in outcome.extra.get("epochs", {}).items():
-        run.append_metrics(record.key, {"epoch": int(epoch), **row})
-    run.save(record, examples)
+@contextlib.contextmanager
+def _engine(config: RunConfig, run: RunFolder, coordinator: Coordinator) -> Iterator[Engine]:
+    """The engine of the config, at the service of the coordinator."""
+    chosen = config.engine
+    setting = Setting(chosen.workers, chosen.timeout, run.path.absolute() / "workers", WORKER, Jobs().run)
+    engine = ENGINES[chosen.name](setting, coordinator.deliver, **dict(chosen.options))
+    coordinator.engine = engine
+    try:
+        yield engine
+    finally:
+        engine.close()
