@@ -125,13 +125,33 @@ def check(options: argparse.Namespace) -> int:
 
     sweep = load(options.config, options.set)
     # Structure first: importing jax to compare names costs seconds, and is not needed to find a misspelt key.
+    from qresearch.sweep.forecast import flow_counts
     from qresearch.sweep.run import plan_sweep
 
     configs = plan_sweep(sweep)
-    flows = {flow: sum(config.flow == flow for config in configs) for flow in ("float", "ptq", "qat")}
-    counts = ", ".join(f"{n} {flow}" for flow, n in flows.items() if n)
-    print(f"{options.config}: fine, {len(configs)} trial{'s' * (len(configs) != 1)} ({counts})")
+    print(f"{options.config}: fine, {len(configs)} trial{'s' * (len(configs) != 1)} ({flow_counts(configs)})")
     return OK
+
+
+def plan(options: argparse.Namespace) -> int:
+    """What a sweep would do."""
+    from qresearch.config import expand, load
+    from qresearch.engines import workers_of
+    from qresearch.sweep.forecast import forecast_lines
+
+    sweep = load(options.config, options.set)
+    engine = expand(sweep)[0].engine
+    print("\n".join(forecast_lines(sweep, workers_of(engine.name, engine.workers))))
+    return OK
+
+
+def resume(options: argparse.Namespace) -> int:
+    """The sweep of a run, with the config and the settings that the run keeps."""
+    from qresearch.results import find_run
+    from qresearch.sweep.resume import config_of
+
+    run = find_run(Path(options.output).expanduser(), options.run)
+    return _execute(config_of(run, options.set), argparse.Namespace(config=run.path / "sweep.yaml"))
 
 
 def report(options: argparse.Namespace) -> int:

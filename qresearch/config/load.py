@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
 
@@ -25,6 +25,7 @@ class SweepConfig:
 
     document: Document
     overrides: Point = ()
+    settings: tuple[str, ...] = ()  # the overrides as they were given
 
 
 def load(path: str | PathLike[str], overrides: Sequence[str] = ()) -> SweepConfig:
@@ -37,6 +38,7 @@ def load(path: str | PathLike[str], overrides: Sequence[str] = ()) -> SweepConfi
     problems = (problem for _, found in parsed for problem in found)
     document = document._replace(problems=(*document.problems, *problems))
     sweep = _with_overrides(document, [setting for setting, found in parsed if not found])
+    sweep = replace(sweep, settings=tuple(overrides))
     expand(sweep)
     return sweep
 

@@ -8,7 +8,7 @@ from typing import Any
 from qresearch.engines.base import Deliver, Engine, Event, Job, MakeEngine, Setting
 from qresearch.engines.dask import dask
 from qresearch.engines.inline import Inline
-from qresearch.engines.local import Local
+from qresearch.engines.local import Local, gpus
 from qresearch.engines.slurm import slurm
 from qresearch.errors import ConfigError, did_you_mean
 from qresearch.options import check_options
@@ -28,4 +28,9 @@ def check_engine(name: str, options: Mapping[str, Any]) -> None:
     check_options("engine", f"engine '{name}'", ENGINES[name], options)
 
 
-__all__ = ["ENGINES", "Deliver", "Engine", "Event", "Job", "Setting", "check_engine"]
+def workers_of(name: str, workers: int | None) -> int:
+    """How many workers an engine will have, as far as that is known before it starts."""
+    return 1 if name == "inline" else workers or max(1, len(gpus()))
+
+
+__all__ = ["ENGINES", "Deliver", "Engine", "Event", "Job", "Setting", "check_engine", "workers_of"]

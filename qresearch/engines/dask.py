@@ -33,7 +33,9 @@ def dask(
             security = Security(require_encryption=True, **tls) if address.startswith("tls://") else None
             return Dask(Client(address, security=security, set_as_default=False, timeout=30), None, setting, deliver)
         workers = setting.workers or 1
-        cluster = LocalCluster(workers, 1, True, host="127.0.0.1", dashboard_address=None, silence_logs=50)
+        cluster = LocalCluster(
+            n_workers=workers, threads_per_worker=1, host="127.0.0.1", dashboard_address=None, silence_logs=50
+        )
         return Dask(Client(cluster, set_as_default=False), cluster, setting, deliver)
     except (OSError, TimeoutError) as error:
         raise EngineError(f"no Dask scheduler at {address or 'loopback'}: {error}") from error

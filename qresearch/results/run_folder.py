@@ -22,6 +22,7 @@ from qresearch.results.atomic import (
     make_folder,
     read_bytes,
     read_json_lines,
+    render_json,
     render_json_lines,
     write_bytes,
     write_json,
@@ -161,15 +162,20 @@ class RunFolder:
 
 
 def create_run(
-    output: Path, name: str, text: str, resolved: Mapping[str, Any], environment: Mapping[str, Any]
+    output: Path,
+    name: str,
+    text: str,
+    resolved: Mapping[str, Any],
+    environment: Mapping[str, Any],
+    settings: Sequence[str] = (),
 ) -> RunFolder:
     """The folder of a sweep: new, or the one that the same resolved sweep already has under ``output``.
 
-    ``text`` is the source of the config, of which the last is kept; ``environment`` what ``environment()`` returned.
+    ``text`` is the source of the config and ``settings`` the ``key=value`` beside it, of which the last are kept;
+    ``environment`` is what ``environment()`` returned.
     ``DataError`` if the folder of that name belongs to a different sweep.
     """
-    digest = content_hash(resolved)
-    path = inside(output, f"{safe_name(name)}-{digest[:4]}")
+    digest, path = content_hash(resolved), run_path(output, name, resolved)
     make_folder(path / "trials")
     if not (path / "resolved.json").exists():
         if _folders(path / "trials"):
@@ -185,7 +191,14 @@ def create_run(
         raise DataError(f"{path}: belongs to a different sweep; choose another name or output folder")
     if not (path / "sweep.yaml").is_file() or read_bytes(path / "sweep.yaml") != text.encode():
         write_text(path / "sweep.yaml", text)
+    if not (path / "settings.json").is_file() or read_bytes(path / "settings.json") != render_json(settings).encode():
+        write_json(path / "settings.json", settings)
     return run
+
+
+def run_path(output: Path, name: str, resolved: Mapping[str, Any]) -> Path:
+    """Where ``create_run`` puts a sweep."""
+    return inside(output, f"{safe_name(name)}-{content_hash(resolved)[:4]}")
 
 
 def open_run(path: Path) -> RunFolder:

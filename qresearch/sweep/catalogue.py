@@ -10,6 +10,7 @@ from typing import Any
 from qresearch.allocation import ALLOCATORS
 from qresearch.cost import COSTS
 from qresearch.data import DATASETS
+from qresearch.engines import ENGINES
 from qresearch.errors import ConfigError, did_you_mean
 from qresearch.models import MODELS
 from qresearch.numerics.ranges import RANGES
@@ -33,8 +34,15 @@ REGISTRIES: dict[str, Mapping[str, Any]] = {
     "models": MODELS,
     "data": DATASETS,
     "tasks": TASKS,
+    "engines": ENGINES,
 }
-OPTIONED = ("ptq", "sensitivities", "allocators", "searches")  # functions whose keywords are options in a config
+OPTIONED = (
+    "ptq",
+    "sensitivities",
+    "allocators",
+    "searches",
+    "engines",
+)  # functions whose keywords are options in a config
 
 
 def catalogue(kind: str | None = None) -> str:

@@ -19,7 +19,7 @@ from qresearch.data.dataset import with_first
 from qresearch.errors import DataError
 from qresearch.evaluation import make_batches
 from qresearch.models import Model, Variables
-from qresearch.results.atomic import write_json
+from qresearch.results.sealed import read_sealed, write_sealed
 from qresearch.sweep.assemble import Setup, example_of, load_weights, recipe_of, setup_of, shapes_of
 from qresearch.sweep.progress import Reporter, epochs_done
 from qresearch.tasks import Task
@@ -80,7 +80,7 @@ def _stored(config: RunConfig, path: Path, reporter: Reporter) -> FloatModel | N
     if not is_stored(config, path.parent):
         return None
     try:
-        content = json.loads(facts.read_text())
+        content = read_sealed(facts)
         history, best_epoch = list(content["history"]), int(content["best_epoch"])
         return FloatModel(load_checkpoint(path, shapes_of(setup)[0]), history, best_epoch)
     except (DataError, ValueError, KeyError, TypeError) as error:
@@ -108,7 +108,7 @@ def _keep(outcome: Trained, path: Path) -> FloatModel:
         return FloatModel(None, outcome.history, 0, f"float training: {outcome.failure}")
     variables = outcome.best[0]
     save_checkpoint(path, variables)
-    write_json(path.with_suffix(".json"), {"history": outcome.history, "best_epoch": outcome.best_epoch})
+    write_sealed(path.with_suffix(".json"), {"history": outcome.history, "best_epoch": outcome.best_epoch})
     return FloatModel(variables, outcome.history, outcome.best_epoch)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,8 +14,9 @@ from qresearch.config import RunConfig, config_hash
 from qresearch.errors import DataError
 from qresearch.models import Variables
 from qresearch.qmodel import QParams, QuantizedModel
-from qresearch.results.atomic import make_folder, read_bytes, write_json
+from qresearch.results.atomic import make_folder
 from qresearch.results.draws import Groups, save_draws
+from qresearch.results.sealed import read_sealed, write_sealed
 
 
 class Start(NamedTuple):
@@ -47,7 +47,7 @@ def save_found(folder: Path, config: RunConfig, found: Found) -> None:
         save_checkpoint(_path(folder, config), {"variables": found.start.variables, "qparams": found.start.qparams})
     if found.draws is not None:
         save_draws(_path(folder, config).with_suffix(".npz"), found.draws)
-    write_json(_path(folder, config).with_suffix(".json"), content)
+    write_sealed(_path(folder, config).with_suffix(".json"), content)
 
 
 def load_found(
@@ -59,7 +59,7 @@ def load_found(
     if not facts.is_file():
         return None
     try:
-        content = json.loads(read_bytes(facts))
+        content = read_sealed(facts)
         bits, taken, kept = np.asarray(content["bits"], np.float32), dict(content["taken"]), content.get("kept")
         if bits.shape != (len(model.layers), 2):
             raise DataError(f"{facts}: is of another model")

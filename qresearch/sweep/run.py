@@ -56,9 +56,8 @@ def run_sweep(sweep: SweepConfig, source: str, display: Display, on_start: Calla
     config's ``sweep`` join the run that is there. ``DataError`` if another process is writing the run.
     """
     configs = plan_sweep(sweep)
-    run = create_run(
-        Path(configs[0].output).expanduser(), configs[0].name, source, sweep_identity(sweep), environment()
-    )
+    output, identity = Path(configs[0].output).expanduser(), sweep_identity(sweep)
+    run = create_run(output, configs[0].name, source, identity, environment(), sweep.settings)
     with locked(run.path), open_or_renew(run.path, display.line) as ledger:
         keep_settings(run, resolved(configs[0])["report"])
         on_start(run)

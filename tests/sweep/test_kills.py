@@ -1,0 +1,197 @@
+"""Sweeps whose processes are killed at random moments, again and again: nothing is lost, nothing is there twice."""
+
+from __future__ import annotations
+
+import collections
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_sweep import outcome_of, stored
+
+from qresearch.results.ledger import read_ledger
+
+KILLS = 50
+CONFIG = """\
+name: kills
+data: {name: digits}
+model: {name: mlp}
+float: {epochs: 2, batch_size: 128, learning_rate: 3e-3}
+quantize:
+  weight: {quantizer: lsq, granularity: per_tensor, range: minmax}
+  input: {quantizer: lsq, granularity: per_tensor, range: minmax}
+  menu: [[2, 2], [4, 4], [8, 8]]
+calibration: {examples: 64}
+sensitivity: {examples: 100, joint: 4}
+evaluate: {batch_size: 100}
+qat: {epochs: 3, batch_size: 64, learning_rate: 1e-3}
+flow: ptq
+engine: {attempts: 100}
+allocation: {bits: [8, 8]}
+sweep:
+  grid: {seed: [0, 1, 2, 3, 4]}
+  list:
+    - {flow: float}
+    - {flow: ptq, allocation.bits: [2, 2]}
+    - {flow: ptq, allocation.bits: [4, 4]}
+    - {flow: ptq, allocation: {allocator: exact, budget: 3}}
+    - {flow: ptq, allocation: {allocator: exact, budget: 5}}
+    - {flow: ptq, allocation: {allocator: greedy, budget: 4}}
+"""
+RATES = (3e-4, 1e-3, 3e-3)
+QAT = [
+    f"    - {{flow: qat, allocation.bits: [{weight}, {input_}], qat.learning_rate: {rate}}}\n"
+    for weight, input_ in ((2, 2), (4, 2), (2, 4), (4, 4), (8, 4), (8, 8))
+    for rate in RATES
+]
+TRIALS = 120
+
+pytestmark = pytest.mark.slow
+
+
+def begin(folder: Path, output: Path, *arguments: str) -> subprocess.Popen[str]:
+    (folder / "kills.yaml").write_text(CONFIG + "".join(QAT))
+    command = [sys.executable, "-m", "qresearch.cli", "sweep", str(folder / "kills.yaml"), "--set", f"output={output}"]
+    # What was compiled once is not compiled again, so that the kills fall on everything else too.
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    return subprocess.Popen(
+        [*command, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, **cache, "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"},
+    )
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unbroken")
+    process = begin(folder, folder / "out", "--engine", "inline")
+    text, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, text
+    assert f"{TRIALS} trials run, 0 found done, 0 failed" in text
+    return folder
+
+
+def records_of(output: Path) -> int:
+    return len(list(output.glob("*/trials/*/result.json")))
+
+
+def children_of(pid: int) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                stat = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+            except OSError:
+                continue
+            if int(stat[1]) == pid and stat[0] != "Z":
+                found.append(int(entry.name))
+    return found
+
+
+def workers_on(output: Path) -> list[int]:
+    """Processes that have a log of a worker of this output open."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and str(output) in os.readlink(entry / "fd" / "2"):
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+def assert_nobody_left(output: Path) -> None:
+    until = time.monotonic() + 5
+    while left := workers_on(output):
+        assert time.monotonic() < until, left
+        time.sleep(0.05)
+
+
+def assert_whole(output: Path, unbroken: Path) -> None:
+    """Every trial has one record, equal to that of the unbroken sweep, and the ledger says so."""
+    found, expected = stored(output), stored(unbroken / "out")
+    assert len(found) == len(expected) == TRIALS
+    for label, record in expected.items():
+        assert outcome_of(found[label]) == outcome_of(record), label
+    folders = [path.name[:8] for path in output.glob("*/trials/*")]
+    assert max(collections.Counter(folders).values()) == 1
+    (run,) = output.iterdir()
+    rows = read_ledger(run)
+    assert len(rows) == TRIALS
+    assert {row.state for row in rows} == {"done"}
+    assert not list(output.rglob("*.tmp"))
+
+
+def test_the_coordinator_is_killed(unbroken, tmp_path):
+    random, output, kills, started = np.random.default_rng(0), tmp_path / "out", 0, time.monotonic()
+    lost = 0
+    while True:
+        process = begin(unbroken, output, "--workers", "2")
+        try:
+            before = records_of(output)
+            # Early, in the middle, and right after something was stored.
+            process.communicate(timeout=float(random.uniform(0.5, 14)))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            kills += 1
+            assert_nobody_left(output)
+            lost += before > records_of(output)
+            # The sweep would be done long before so many kills: a part of it is taken away.
+            if records_of(output) > 0.9 * TRIALS and kills < KILLS:
+                for path in random.permutation(sorted(output.glob("*/trials/*/result.json")))[: TRIALS // 3]:
+                    Path(path).unlink()
+            continue
+        if kills >= KILLS:
+            break
+        for path in random.permutation(sorted(output.glob("*/trials/*/result.json")))[: TRIALS // 3]:
+            Path(path).unlink()
+    assert process.returncode == 0
+    assert lost == 0
+    assert_whole(output, unbroken)
+    print(f"{kills} kills of the coordinator, {time.monotonic() - started:.0f} s")
+
+
+def test_workers_are_killed(unbroken, tmp_path):
+    random, output, kills, started = np.random.default_rng(1), tmp_path / "out", 0, time.monotonic()
+    process = begin(unbroken, output, "--workers", "2")
+    until = time.monotonic() + 1500
+    while process.poll() is None:
+        assert time.monotonic() < until
+        time.sleep(float(random.uniform(0.5, 8)))
+        workers = children_of(process.pid)
+        if workers and kills < KILLS:
+            os.kill(int(random.choice(workers)), signal.SIGKILL)
+            kills += 1
+    text, _ = process.communicate()
+    assert process.returncode == 0, text
+    assert_whole(output, unbroken)
+    assert text.count("SIGKILL") <= kills
+    print(f"{kills} kills of workers, {time.monotonic() - started:.0f} s")
+    assert kills >= KILLS
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_leave_no_orphan(unbroken, tmp_path, number, status):
+    output = tmp_path / "out"
+    process = begin(unbroken, output, "--workers", "2")
+    until = time.monotonic() + 120
+    while records_of(output) < 3:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    assert workers_on(output)
+    process.send_signal(number)
+    text, _ = process.communicate(timeout=10)
+    assert process.returncode == status
+    assert text.endswith("stopped: finished trials are kept; the same command continues\n")
+    assert "Traceback" not in text
+    assert_nobody_left(output)
+    (run,) = output.iterdir()
+    assert {row.state for row in read_ledger(run)} <= {"done", "todo"}
