@@ -36,7 +36,19 @@ LAYERS = {
         "sensitivities",
         "ptq",
     ),
-    5: ("augmentation", "training", "search", "config", "results", "checkpoint", "sweep", "report", "export"),
+    5: (
+        "augmentation",
+        "training_step",
+        "keeper",
+        "training",
+        "search",
+        "config",
+        "results",
+        "checkpoint",
+        "sweep",
+        "report",
+        "export",
+    ),
     6: ("cli", "commands", "__main__"),
 }
 LAYER = {part: layer for layer, parts in LAYERS.items() for part in parts}
