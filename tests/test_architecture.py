@@ -38,6 +38,8 @@ LAYERS = {
     ),
     5: (
         "augmentation",
+        "training_step",
+        "keeper",
         "training",
         "search",
         "config",

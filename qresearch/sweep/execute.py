@@ -13,7 +13,7 @@ import numpy as np
 
 from qresearch.calibration import MenuQParams, select_many
 from qresearch.checkpoint import save_checkpoint
-from qresearch.config import RunConfig
+from qresearch.config import RunConfig, config_hash
 from qresearch.errors import BudgetError, TrainingError
 from qresearch.evaluation import Scores, default_chunk, evaluate
 from qresearch.models import Variables
@@ -22,7 +22,7 @@ from qresearch.prequantized import prequantize
 from qresearch.qmodel import QuantizedModel
 from qresearch.rules import Option
 from qresearch.sweep.bench import Bench
-from qresearch.sweep.floats import FloatModel, float_key
+from qresearch.sweep.floats import FloatModel, float_key, keeper_of
 from qresearch.sweep.found import Start
 from qresearch.sweep.keep import keep_sensitive
 from qresearch.sweep.outcome import FLOAT_BITS, Outcome, checkpoint_path, summary
@@ -155,12 +155,15 @@ def _start(bench: Bench, config: RunConfig) -> Start | None:
 
 def _train(bench: Bench, trainer: Trainer, trials: Sequence[tuple[RunConfig, Trial]]) -> Iterator[Outcome]:
     """QAT trials; those of one trainer are one population."""
-    epochs = trainer.recipe.epochs
-    with bench.reporter.phase("QAT (epochs)", len(trials) * epochs) as advance:
-        outcomes = trainer.train([trial for _, trial in trials], on_epoch=epochs_done(advance, epochs))
+    epochs, reporter = trainer.recipe.epochs, bench.reporter
+    keepers = [keeper_of(config, bench.folder, config_hash(config)[:16], reporter) for config, _ in trials]
+    with reporter.phase("QAT (epochs)", len(trials) * epochs) as advance:
+        outcomes = trainer.train([trial for _, trial in trials], None, epochs_done(advance, epochs), keepers)
         started = time.monotonic()
-        for (config, trial), trained in zip(trials, outcomes):
+        for (config, trial), keeper, trained in zip(trials, keepers, outcomes):
             yield _trained(bench, trainer, config, trial, trained, started)
+            if keeper is not None:
+                keeper.remove()  # whoever asks for the next outcome has stored this one
             started = time.monotonic()
 
 

@@ -18,6 +18,7 @@ from qresearch.data import Dataset
 from qresearch.data.dataset import with_first
 from qresearch.errors import DataError
 from qresearch.evaluation import make_batches
+from qresearch.keeper import Keeper
 from qresearch.models import Model, Variables
 from qresearch.results.sealed import read_sealed, write_sealed
 from qresearch.sweep.assemble import Setup, example_of, load_weights, recipe_of, setup_of, shapes_of
@@ -96,11 +97,20 @@ def _train(group: Mapping[str, RunConfig], folder: Path, reporter: Reporter) -> 
     trainer = float_trainer(setup.model, setup.task, recipe, data, config.evaluate.batch_size)
     trials = [_trial(setup, config) for config in group.values()]
     models = {}
+    keepers = [keeper_of(config, folder.parent, key, reporter) for key, config in group.items()]
     with reporter.phase("float training (epochs)", len(trials) * recipe.epochs) as advance:
-        outcomes = trainer.train(trials, on_epoch=epochs_done(advance, recipe.epochs))
-        for key, outcome in zip(group, outcomes):
+        outcomes = trainer.train(trials, on_epoch=epochs_done(advance, recipe.epochs), keepers=keepers)
+        for key, keeper, outcome in zip(group, keepers, outcomes):
             models[key] = _keep(outcome, folder / key)
+            if keeper is not None:
+                keeper.remove()
     return models
+
+
+def keeper_of(config: RunConfig, run: Path, key: str, reporter: Reporter) -> Keeper | None:
+    """Where the training ``key`` of a run keeps its checkpoints, if the config asks for any."""
+    every, keep = config.checkpoints.every, config.checkpoints.keep
+    return None if every is None else Keeper(run / "training" / key, every, keep, reporter.line)
 
 
 def _keep(outcome: Trained, path: Path) -> FloatModel:
