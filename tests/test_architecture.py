@@ -36,7 +36,18 @@ LAYERS = {
         "sensitivities",
         "ptq",
     ),
-    5: ("augmentation", "training", "search", "config", "results", "checkpoint", "sweep", "report", "export"),
+    5: (
+        "augmentation",
+        "training",
+        "search",
+        "config",
+        "results",
+        "checkpoint",
+        "sweep",
+        "report",
+        "export",
+        "trackers",
+    ),
     6: ("cli", "commands", "__main__"),
 }
 LAYER = {part: layer for layer, parts in LAYERS.items() for part in parts}
@@ -58,6 +69,7 @@ ONLY = {
     "tasks": ({"errors"}, "a task is a loss and a score"),
     "config": ({"errors"}, "a configuration is text; names are checked against registries passed in"),
     "results": ({"errors"}, "a record is plain data"),
+    "trackers": ({"results", "errors"}, "a tracker mirrors records; it never runs a model"),
     "report": ({"results", "cost", "pareto", "errors"}, "figures read records and never run a model"),
 }
 
@@ -67,6 +79,9 @@ LIBRARIES = {
     "numpyro": ("allocation/bayes/", "search/svi.py"),
     "matplotlib": "report/",
     "plotly": "report/",
+    "tensorboard": "trackers/tensorboard.py",
+    "mlflow": "trackers/mlflow.py",
+    "wandb": "trackers/wandb.py",
 }
 
 # The one import by name: the public names of the package, each found on first use in a fixed table of its modules.

@@ -61,6 +61,8 @@ def unknown_names(values: Any, known: KnownNames, path: KeyPath = ()) -> Iterato
 def _outside_lists(path: KeyPath) -> KeyPath:
     if path[:2] == ("quantize", "rules"):
         return ("quantize", *path[3:])
+    if path[:1] == ("trackers",):
+        return path[:1]
     if path[:1] == ("costs",):
         return ("costs", *path[2:])
     # A method may be its name alone.

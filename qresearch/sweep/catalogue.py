@@ -20,6 +20,7 @@ from qresearch.roofline import DEVICES
 from qresearch.search import SEARCHES
 from qresearch.sensitivities import SENSITIVITIES
 from qresearch.tasks import TASKS
+from qresearch.trackers import TRACKERS
 
 REGISTRIES: dict[str, Mapping[str, Any]] = {
     "quantizers": QUANTIZERS,
@@ -33,6 +34,7 @@ REGISTRIES: dict[str, Mapping[str, Any]] = {
     "models": MODELS,
     "data": DATASETS,
     "tasks": TASKS,
+    "trackers": TRACKERS,
 }
 OPTIONED = ("ptq", "sensitivities", "allocators", "searches")  # functions whose keywords are options in a config
 
