@@ -47,6 +47,7 @@ LAYERS = {
         "report",
         "export",
         "trackers",
+        "suggesters",
     ),
     6: ("cli", "commands", "__main__"),
 }
@@ -70,6 +71,7 @@ ONLY = {
     "config": ({"errors"}, "a configuration is text; names are checked against registries passed in"),
     "results": ({"errors"}, "a record is plain data"),
     "trackers": ({"results", "errors"}, "a tracker mirrors records; it never runs a model"),
+    "suggesters": ({"config", "errors"}, "a suggester sees settings and scores"),
     "report": ({"results", "cost", "pareto", "errors"}, "figures read records and never run a model"),
 }
 
@@ -82,6 +84,7 @@ LIBRARIES = {
     "tensorboard": "trackers/tensorboard.py",
     "mlflow": "trackers/mlflow.py",
     "wandb": "trackers/wandb.py",
+    "optuna": "suggesters/optuna.py",
 }
 
 # The one import by name: the public names of the package, each found on first use in a fixed table of its modules.

@@ -25,6 +25,7 @@ from qresearch.roofline import DEVICES, roofline
 from qresearch.rules import AUTO, Rule, SiteRule
 from qresearch.search import SEARCHES
 from qresearch.sensitivities import SENSITIVITIES
+from qresearch.suggesters import SUGGESTERS
 from qresearch.tasks import TASKS, Task
 from qresearch.trackers import TRACKERS
 from qresearch.training import Recipe
@@ -55,6 +56,7 @@ def known_names() -> KnownNames:
         "report.cost": COSTS,
         "costs.device": DEVICES,
         "trackers": TRACKERS,
+        "sweep.suggest.name": SUGGESTERS,
         **{f"quantize.{site}.{key}": names for site in ("weight", "input") for key, names in sites.items()},
     }
 

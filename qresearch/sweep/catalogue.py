@@ -19,6 +19,7 @@ from qresearch.quantizers.describe import describe
 from qresearch.roofline import DEVICES
 from qresearch.search import SEARCHES
 from qresearch.sensitivities import SENSITIVITIES
+from qresearch.suggesters import SUGGESTERS
 from qresearch.tasks import TASKS
 from qresearch.trackers import TRACKERS
 
@@ -34,9 +35,16 @@ REGISTRIES: dict[str, Mapping[str, Any]] = {
     "models": MODELS,
     "data": DATASETS,
     "tasks": TASKS,
+    "suggesters": SUGGESTERS,
     "trackers": TRACKERS,
 }
-OPTIONED = ("ptq", "sensitivities", "allocators", "searches")  # functions whose keywords are options in a config
+OPTIONED = (
+    "ptq",
+    "sensitivities",
+    "allocators",
+    "searches",
+    "suggesters",
+)  # functions whose keywords are options in a config
 
 
 def catalogue(kind: str | None = None) -> str:
