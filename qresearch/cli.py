@@ -132,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     weights.add_argument("--model", required=True, help="see 'qresearch list models'")
     weights.add_argument("--classes", type=int, default=10, help="outputs of the model (default: 10)")
     listing = command("list", commands.list_names, "list what a config can name")
-    kinds = "quantizers, ranges, ptq, sensitivities, allocators, costs, models, data or tasks"
+    kinds = "quantizers, ranges, ptq, sensitivities, allocators, costs, models, data, tasks, suggesters or trackers"
     listing.add_argument("kind", nargs="?", help=kinds)
     return parser
 

@@ -39,15 +39,16 @@ def run(options: argparse.Namespace) -> int:
 
 def search(options: argparse.Namespace) -> int:
     """A config's allocators and searches, or those of the options, as one sweep."""
-    from qresearch.config import expand, load
+    from qresearch.config import expand, load, suggest_ends
 
-    trials = expand(load(options.config, options.set))
+    sweep = load(options.config, options.set)
+    trials = (*expand(sweep), *suggest_ends(sweep))
     if options.budgets is None:
         if not any(config.allocation.budget is not None for config in trials):
             raise ConfigError(
                 f"{options.config}: no trial has a budget to search for; set 'allocation.budget' or --budgets"
             )
-        return _execute(load(options.config, options.set), options)
+        return _execute(sweep, options)
     try:
         budgets = [float(budget) for budget in options.budgets.split(",")]
     except ValueError:
@@ -62,12 +63,13 @@ def search(options: argparse.Namespace) -> int:
 
 def benchmark(options: argparse.Namespace) -> int:
     """The table of INT8, INT4 and mixed against float, with a verdict."""
-    from qresearch.config import expand, load
+    from qresearch.config import expand, load, suggest_ends
     from qresearch.sweep.run import plan_sweep
 
     sweeps = []
     for path in options.configs:
-        trials = expand(load(path, options.set))
+        given = load(path, options.set)
+        trials = (*expand(given), *suggest_ends(given))
         flow = next((config.flow for config in trials if config.flow != "float"), "ptq")
         variants = [{"bits": [8, 8]}, {"bits": [4, 4]}, {"allocator": "exact", "budget": options.budget}]
         listed = [{"flow": "float"}, *({"flow": flow, "allocation": variant} for variant in variants)]

@@ -49,6 +49,8 @@ LAYERS = {
         "sweep",
         "report",
         "export",
+        "trackers",
+        "suggesters",
     ),
     6: ("cli", "commands", "__main__"),
 }
@@ -72,6 +74,8 @@ ONLY = {
     "config": ({"errors"}, "a configuration is text; names are checked against registries passed in"),
     "results": ({"errors"}, "a record is plain data"),
     "engines": ({"options", "errors"}, "an engine hands text to processes: no trial, no model, no JAX"),
+    "trackers": ({"results", "errors"}, "a tracker mirrors records; it never runs a model"),
+    "suggesters": ({"config", "errors"}, "a suggester sees settings and scores"),
     "report": ({"results", "cost", "pareto", "errors"}, "figures read records and never run a model"),
 }
 
@@ -83,6 +87,10 @@ LIBRARIES = {
     "plotly": "report/",
     "distributed": "engines/dask.py",
     "submitit": "engines/slurm.py",
+    "tensorboard": "trackers/tensorboard.py",
+    "mlflow": "trackers/mlflow.py",
+    "wandb": "trackers/wandb.py",
+    "optuna": "suggesters/optuna.py",
 }
 
 # The one import by name: the public names of the package, each found on first use in a fixed table of its modules.

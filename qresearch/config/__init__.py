@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from qresearch.config.identity import FREE, config_hash, resolved, search_name, trial_label
-from qresearch.config.load import SweepConfig, expand, from_mapping, load, sweep_identity
+from qresearch.config.load import (
+    SweepConfig,
+    expand,
+    from_mapping,
+    load,
+    suggest_ends,
+    suggested,
+    suggestion_of,
+    sweep_identity,
+)
 from qresearch.config.names import KnownNames, check_names
 from qresearch.config.quantize import KeepConfig, QuantizeConfig, RuleConfig, SiteConfig, WeightSiteConfig
 from qresearch.config.schema import (
@@ -16,12 +25,14 @@ from qresearch.config.schema import (
     SensitivityConfig,
     TrainConfig,
 )
+from qresearch.config.suggest import Domain, SuggestConfig
 
 __all__ = [
     "FREE",
     "AllocationConfig",
     "CalibrationConfig",
     "DataConfig",
+    "Domain",
     "EvaluateConfig",
     "KeepConfig",
     "KnownNames",
@@ -31,6 +42,7 @@ __all__ = [
     "RunConfig",
     "SensitivityConfig",
     "SiteConfig",
+    "SuggestConfig",
     "SweepConfig",
     "TrainConfig",
     "WeightSiteConfig",
@@ -41,6 +53,9 @@ __all__ = [
     "load",
     "resolved",
     "search_name",
+    "suggest_ends",
+    "suggested",
+    "suggestion_of",
     "sweep_identity",
     "trial_label",
 ]

@@ -59,6 +59,8 @@ def _expected(details: ErrorDetails) -> str:
             return "true or false"
         case "list_type" | "tuple_type":
             return "a list"
+        case "too_short" if context.get("field_type") == "Dictionary":
+            return "a mapping of at least one key"
         case "too_short":
             return "a list of at least one value"
         case "dict_type" | "model_type" | "model_attributes_type":

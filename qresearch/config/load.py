@@ -15,7 +15,16 @@ from qresearch.config.identity import FREE
 from qresearch.config.names import KnownNames, require_keys, unknown_names, with_own_costs
 from qresearch.config.problems import COMMAND_LINE, MAX_SHOWN, KeyPath, Problem, config_error, shown
 from qresearch.config.schema import AllocationConfig, RunConfig, TrainConfig
-from qresearch.config.sweep_grid import Point, Setting, put, split_key, sweep_axes
+from qresearch.config.suggest import SuggestConfig
+from qresearch.config.sweep_grid import (
+    Point,
+    Setting,
+    SweepSection,
+    put,
+    split_key,
+    suggest_settings,
+    sweep_axes,
+)
 from qresearch.config.yaml_loader import Document, parse_yaml, read_document
 
 
@@ -51,7 +60,8 @@ def from_mapping(values: Mapping[str, Any], source: str = "config") -> SweepConf
 
 
 def expand(sweep: SweepConfig, known: KnownNames | None = None) -> tuple[RunConfig, ...]:
-    """The runs of a sweep: in the order of the file, the last axis fastest, equal runs once.
+    """The fixed runs of a sweep: in the order of the file, the last axis fastest, equal runs once; none where all are
+    suggested.
 
     ``known``: for keys such as ``data.name`` the names they may have; None: any. Raises `ConfigError` with every
     problem of the file, of the command line and of every run.
@@ -63,7 +73,59 @@ def expand(sweep: SweepConfig, known: KnownNames | None = None) -> tuple[RunConf
     _, explanations = _run(sweep, sweep.overrides, known)
     fixed = [explanation for explanation in explanations if explanation.about != "agreement"]
     problems += _problems(sweep, sweep.overrides, fixed)
+    if axes:
+        problems += _problems_of_suggest(sweep, known)
     return _runs(sweep, itertools.product(*axes) if axes else (), known, problems)
+
+
+def suggestion_of(sweep: SweepConfig) -> SuggestConfig | None:
+    """What ``sweep.suggest`` says, of a sweep without problems."""
+    values = sweep.document.values.get("sweep")
+    return None if values is None else SweepSection.model_validate(values).suggest
+
+
+def suggested(sweep: SweepConfig, settings: Mapping[str, Any], known: KnownNames | None = None) -> RunConfig:
+    """The run of a proposal: the file, with these settings by dotted key, and the command line after them. Raises
+    `ConfigError` for a run that cannot be, at the lines of the space.
+    """
+    point = tuple(
+        Setting(split_key(key), value, *[("sweep", "suggest", "space", key)] * 2) for key, value in settings.items()
+    )
+    point = (*point, *sweep.overrides)
+    run, explanations = _run(sweep, point, known)
+    if run is None or explanations:
+        raise config_error(sweep.document.source, _problems(sweep, point, explanations))
+    return run
+
+
+def suggest_ends(sweep: SweepConfig, known: KnownNames | None = None) -> tuple[RunConfig, ...]:
+    """Runs at the ends of the space, for a check before anything starts: for every key each choice, or the smallest and
+    the largest value, with the first of all other keys. Those whose keys do not agree are left out; some always agree.
+    """
+    return tuple(dict.fromkeys(run for _, run, _ in _ends(sweep, known) if run is not None))
+
+
+def _ends(sweep: SweepConfig, known: KnownNames | None) -> Iterator[tuple[Point, RunConfig | None, list[Explanation]]]:
+    columns = suggest_settings(suggestion_of(sweep))
+    first = [column[0] for column in columns]
+    for index, column in enumerate(columns):
+        for setting in column:
+            # The setting comes last, so that it is the one whose line a problem has.
+            point = (*first[:index], *first[index + 1 :], setting, *sweep.overrides)
+            yield point, *_run(sweep, point, known)
+
+
+def _problems_of_suggest(sweep: SweepConfig, known: KnownNames | None) -> Iterator[Problem]:
+    suggest = suggestion_of(sweep)
+    if suggest is None:
+        return
+    path = ("sweep", "suggest", "name")
+    yield from _problems(sweep, (), unknown_names(suggest.name, known or {}, path))
+    found = [(point, explanations) for point, _, explanations in _ends(sweep, known)]
+    # Whether keys agree is up to the proposals, as long as some can.
+    never = all(any(one.about == "agreement" for one in explanations) for _, explanations in found)
+    for point, explanations in found:
+        yield from _problems(sweep, point, [one for one in explanations if never or one.about != "agreement"])
 
 
 def sweep_identity(sweep: SweepConfig) -> dict[str, Any]:

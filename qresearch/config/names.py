@@ -9,6 +9,7 @@ from qresearch.config.explain import Explanation, known_keys
 from qresearch.config.identity import resolved
 from qresearch.config.problems import KeyPath, Problem, config_error, shown
 from qresearch.config.schema import RunConfig
+from qresearch.config.sweep_grid import SweepSection
 from qresearch.errors import ConfigError, did_you_mean
 
 KnownNames = Mapping[str, Collection[str]]
@@ -34,7 +35,8 @@ def require_keys(known: KnownNames) -> None:
     """Raises ValueError for a key of ``known`` that no config has: its names would never be compared with anything."""
     for key in known:
         *section, name = key.split(".")
-        if name not in known_keys(RunConfig, tuple(section)):
+        model, inner = (SweepSection, section[1:]) if section[:1] == ["sweep"] else (RunConfig, section)
+        if name not in known_keys(model, tuple(inner)):
             raise ValueError(f"no config has a key {key!r}")
 
 
@@ -61,6 +63,8 @@ def unknown_names(values: Any, known: KnownNames, path: KeyPath = ()) -> Iterato
 def _outside_lists(path: KeyPath) -> KeyPath:
     if path[:2] == ("quantize", "rules"):
         return ("quantize", *path[3:])
+    if path[:1] == ("trackers",):
+        return path[:1]
     if path[:1] == ("costs",):
         return ("costs", *path[2:])
     # A method may be its name alone.

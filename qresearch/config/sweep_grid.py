@@ -1,4 +1,6 @@
-"""The key ``sweep`` of a file: the points of ``grid`` x ``zip`` x ``list``, each a few settings of dotted keys."""
+"""The key ``sweep`` of a file: the points of ``grid`` x ``zip`` x ``list``, each a few settings of dotted keys; and
+the space of what is suggested beside them.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,7 @@ from pydantic import Field, ValidationError
 from qresearch.config.explain import Explanation, explain
 from qresearch.config.fields import Section
 from qresearch.config.problems import KeyPath, shown
+from qresearch.config.suggest import Domain, SuggestConfig
 from qresearch.config.yaml_loader import MAX_DEPTH
 
 # Ten thousand runs of a second each are three hours; more is a slip of the grid, and would only fill memory.
@@ -34,31 +37,60 @@ Values = Annotated[list[Any], Field(min_length=1)]
 
 
 class SweepSection(Section):
-    """Values for dotted keys of the run: every combination, side by side, and one by one."""
+    """Values for dotted keys of the run: every combination, side by side, and one by one; and keys to suggest for."""
 
     grid: dict[str, Values] = Field({}, alias="grid")
     zipped: dict[str, Values] = Field({}, alias="zip")
     items: Annotated[list[dict[str, Any]], Field(min_length=1)] = Field([{}], alias="list")
+    suggest: SuggestConfig | None = None
 
 
 def sweep_axes(sweep: Any) -> tuple[list[list[Point]], list[Explanation]]:
     """The axes whose product is the sweep, or no axes and what is wrong (paths begin at the top of the file).
 
-    One axis per grid key, one for ``zip``, one for ``list``; without a sweep, one point without settings.
+    One axis per grid key, one for ``zip``, one for ``list``; without a sweep, one point without settings; where all is
+    suggested, no point.
     """
     try:
         section = SweepSection.model_validate({} if sweep is None else sweep)
     except ValidationError as error:
         found = explain(error, SweepSection)
         return [], [problem._replace(path=("sweep", *problem.path)) for problem in found]
+    suggested = [settings[0] for settings in suggest_settings(section.suggest)]
     grid = [_column("grid", key, values) for key, values in section.grid.items()]
     zipped = [_column("zip", key, values) for key, values in section.zipped.items()]
     items = [_item(str(index), item) for index, item in enumerate(section.items)]
     # zip() cuts columns of unequal length, which _problems reports.
     side_by_side = [[tuple(row) for row in zip(*zipped)]] if zipped else []
     axes = [*([(setting,) for setting in column] for column in grid), *side_by_side, items]
-    problems = list(_problems(grid, zipped, items, math.prod(map(len, axes))))
+    if section.suggest is not None and section.model_fields_set == {"suggest"}:
+        axes = [[]]
+    runs = math.prod(map(len, axes)) + (0 if section.suggest is None else section.suggest.trials)
+    problems = [*_problems(grid, zipped, items, runs), *_clashes(suggested), *_too_many(section.suggest)]
     return ([] if problems else axes), problems
+
+
+def suggest_settings(suggest: SuggestConfig | None) -> list[list[Setting]]:
+    """For every key of the space its choices, or its smallest and largest value."""
+    space = {} if suggest is None else suggest.space
+    return [
+        [
+            Setting(split_key(key), value, ("sweep", "suggest", "space", key), _place(key, domain, index))
+            for index, value in enumerate(domain.values)
+        ]
+        for key, domain in space.items()
+    ]
+
+
+def _too_many(suggest: SuggestConfig | None) -> Iterator[Explanation]:
+    values = 0 if suggest is None else sum(len(domain.values) for domain in suggest.space.values())
+    if values > MAX_RUNS:
+        yield Explanation(("sweep", "suggest", "space"), f"expected at most {MAX_RUNS} choices, got {values}", "value")
+
+
+def _place(key: str, domain: Domain, index: int) -> KeyPath:
+    inner = () if domain.kind == "choice" else (domain.kind,)
+    return ("sweep", "suggest", "space", key, *inner, str(index))
 
 
 def _column(kind: str, key: str, values: Sequence[Any]) -> list[Setting]:
@@ -76,6 +108,8 @@ def split_key(key: str) -> KeyPath:
     parts = key.split(".", MAX_DEPTH)
     if parts[:2] in (["sweep", "grid"], ["sweep", "zip"]):
         return tuple(key.split(".", 2))
+    if parts[:3] == ["sweep", "suggest", "space"]:
+        return tuple(key.split(".", 3))
     return tuple(key.split(".", 3)) if parts[:2] == ["sweep", "list"] else tuple(parts)
 
 

@@ -91,6 +91,10 @@ class RunFolder:
         except DataError:
             return None
 
+    def record(self, key: str) -> Record:
+        """The stored record of a trial. ``DataError`` if there is none, or if it is damaged."""
+        return self._read(self._started(key))
+
     def start(self, key: str, label: str, config: Mapping[str, Any]) -> Path:
         """Makes the trial's folder, or finds the one it has from an earlier attempt, and writes ``config.json``."""
         folder = self._find(key)

@@ -25,7 +25,9 @@ from qresearch.roofline import DEVICES, roofline
 from qresearch.rules import AUTO, Rule, SiteRule
 from qresearch.search import SEARCHES
 from qresearch.sensitivities import SENSITIVITIES
+from qresearch.suggesters import SUGGESTERS
 from qresearch.tasks import TASKS, Task
+from qresearch.trackers import TRACKERS
 from qresearch.training import Recipe
 
 OWN_RANGE = "own"  # the method's own initialisation, such as LSQ's 2 mean|x| / sqrt(qmax)
@@ -53,6 +55,8 @@ def known_names() -> KnownNames:
         "allocation.cost": COSTS,
         "report.cost": COSTS,
         "costs.device": DEVICES,
+        "trackers": TRACKERS,
+        "sweep.suggest.name": SUGGESTERS,
         **{f"quantize.{site}.{key}": names for site in ("weight", "input") for key, names in sites.items()},
     }
 

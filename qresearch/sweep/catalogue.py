@@ -20,7 +20,9 @@ from qresearch.quantizers.describe import describe
 from qresearch.roofline import DEVICES
 from qresearch.search import SEARCHES
 from qresearch.sensitivities import SENSITIVITIES
+from qresearch.suggesters import SUGGESTERS
 from qresearch.tasks import TASKS
+from qresearch.trackers import TRACKERS
 
 REGISTRIES: dict[str, Mapping[str, Any]] = {
     "quantizers": QUANTIZERS,
@@ -35,6 +37,8 @@ REGISTRIES: dict[str, Mapping[str, Any]] = {
     "data": DATASETS,
     "tasks": TASKS,
     "engines": ENGINES,
+    "suggesters": SUGGESTERS,
+    "trackers": TRACKERS,
 }
 OPTIONED = (
     "ptq",
@@ -42,6 +46,7 @@ OPTIONED = (
     "allocators",
     "searches",
     "engines",
+    "suggesters",
 )  # functions whose keywords are options in a config
 
 
