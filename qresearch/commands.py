@@ -115,7 +115,8 @@ def _run_sweep(sweep: SweepConfig, path: str) -> SweepResult:
 
     source = Path(path).read_text(encoding="utf-8")
     result = run_sweep(sweep, source, Terminal(Console()), lambda run: print(f"folder  {run.path}", flush=True))
-    print(f"{result.ran} trials run, {result.found} found done, {len(result.failed)} failed")
+    stopped = f", {result.stopped} stopped early" if result.stopped else ""
+    print(f"{result.ran} trials run, {result.found} found done, {len(result.failed)} failed{stopped}")
     for label, reason in result.failed:
         print(f"failed  {label}: {reason}", file=sys.stderr)
     return result

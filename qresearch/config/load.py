@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from qresearch.config.explain import Explanation, explain
+from qresearch.config.halving import HalvingConfig
 from qresearch.config.identity import FREE
 from qresearch.config.names import KnownNames, require_keys, unknown_names, with_own_costs
 from qresearch.config.problems import COMMAND_LINE, MAX_SHOWN, KeyPath, Problem, config_error, shown
@@ -82,6 +83,12 @@ def suggestion_of(sweep: SweepConfig) -> SuggestConfig | None:
     """What ``sweep.suggest`` says, of a sweep without problems."""
     values = sweep.document.values.get("sweep")
     return None if values is None else SweepSection.model_validate(values).suggest
+
+
+def halving_of(sweep: SweepConfig) -> HalvingConfig | None:
+    """What ``sweep.halving`` says, of a sweep without problems."""
+    values = sweep.document.values.get("sweep")
+    return None if values is None else SweepSection.model_validate(values).halving
 
 
 def suggested(sweep: SweepConfig, settings: Mapping[str, Any], known: KnownNames | None = None) -> RunConfig:

@@ -16,15 +16,15 @@ from typing import Literal, NamedTuple
 
 from qresearch.errors import DataError
 
-State = Literal["todo", "running", "done", "failed"]
-STATES: tuple[State, ...] = ("todo", "running", "done", "failed")
+State = Literal["todo", "running", "done", "stopped", "failed"]
+STATES: tuple[State, ...] = ("todo", "running", "done", "stopped", "failed")
 NAME = "ledger.sqlite"
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS trials (
     key TEXT PRIMARY KEY CHECK (length(key) = 64),
     label TEXT NOT NULL,
-    state TEXT NOT NULL CHECK (state IN ('todo', 'running', 'done', 'failed')),
+    state TEXT NOT NULL CHECK (state IN ('todo', 'running', 'done', 'stopped', 'failed')),
     attempts INTEGER NOT NULL DEFAULT 0 CHECK (attempts >= 0),
     reason TEXT,
     updated TEXT NOT NULL
@@ -55,9 +55,8 @@ class Ledger:
         What was left running by a process that died, or is called done without a result, is to do.
         """
         finished = set(done)
+        self.add(labels)
         with self._transaction() as cursor:
-            rows = [(key, label, "todo", _now()) for key, label in labels.items()]
-            cursor.executemany("INSERT OR IGNORE INTO trials (key, label, state, updated) VALUES (?, ?, ?, ?)", rows)
             known = cursor.execute("SELECT key, state FROM trials").fetchall()
             changed = []
             for key, state in known:
@@ -65,6 +64,12 @@ class Ledger:
                 if wanted != state:
                     changed.append((wanted, _now(), key))
             cursor.executemany("UPDATE trials SET state = ?, updated = ? WHERE key = ?", changed)
+
+    def add(self, labels: Mapping[str, str]) -> None:
+        """Adds the trials of ``labels`` that are missing."""
+        with self._transaction() as cursor:
+            rows = [(key, label, "todo", _now()) for key, label in labels.items()]
+            cursor.executemany("INSERT OR IGNORE INTO trials (key, label, state, updated) VALUES (?, ?, ?, ?)", rows)
 
     def begin(self, keys: Iterable[str]) -> None:
         """These trials are running, one attempt more."""
@@ -82,6 +87,11 @@ class Ledger:
         state = "done" if reason is None else "failed"
         with self._transaction() as cursor:
             self._change(cursor, "state = ?, reason = ?", (state, reason), key)
+
+    def stop(self, key: str, reason: str) -> None:
+        """The trial is not worth its end, for the reason in one line."""
+        with self._transaction() as cursor:
+            self._change(cursor, "state = 'stopped', reason = ?", (reason,), key)
 
     def rows(self) -> tuple[Row, ...]:
         """All trials, in the order in which they were added."""

@@ -195,8 +195,11 @@ def create_run(
         raise DataError(f"{path}: belongs to a different sweep; choose another name or output folder")
     if not (path / "sweep.yaml").is_file() or read_bytes(path / "sweep.yaml") != text.encode():
         write_text(path / "sweep.yaml", text)
-    if not (path / "settings.json").is_file() or read_bytes(path / "settings.json") != render_json(settings).encode():
-        write_json(path / "settings.json", settings)
+    if (
+        not (path / "settings.json").is_file()
+        or read_bytes(path / "settings.json") != render_json(list(settings)).encode()
+    ):
+        write_json(path / "settings.json", list(settings))
     return run
 
 

@@ -4,11 +4,12 @@ lost.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from qresearch.config import RunConfig, config_hash, trial_label
-from qresearch.engines.base import Engine, Event, Job, Message
+from qresearch.engines.base import Deliver, Engine, Event, Job, Message
 from qresearch.errors import EngineError
 from qresearch.results import RunFolder
 from qresearch.results.ledger import Ledger
@@ -27,11 +28,11 @@ class Attempt(NamedTuple):
 
 
 class Coordinator:
-    """Runs pieces through an engine, one batch after the other (``work``); the engine calls ``deliver``.
+    """Runs pieces through an engine, one batch after the other (``work``); a context, whose end stops the engine.
 
+    start: makes the engine, which calls ``deliver``.
     trained: whether the float model of a trial is there. fail: stores that a trial failed, and why. stored: is told of
-    every record. failures: {key: reason} of all batches. scores: {key: validation score} of trials that stopped on
-    their way, see ``Piece.until``.
+    every record. failures: {key: reason} of all batches.
     """
 
     def __init__(
@@ -40,18 +41,16 @@ class Coordinator:
         ledger: Ledger,
         display: Display,
         attempts: int,
+        start: Callable[[Deliver], Engine],
         trained: Callable[[RunConfig], bool],
         fail: Callable[[RunConfig, str], None],
         stored: Callable[[str], None],
     ) -> None:
         self._run, self._ledger, self._display, self._attempts = run, ledger, display, attempts
-        self._trained, self._fail, self._stored = trained, fail, stored
-        self.engine: Engine
+        self._start, self._trained, self._fail, self._stored = start, trained, fail, stored
         self.failures: dict[str, str] = {}
-        self.scores: dict[str, float] = {}
         self._advance: Advance = lambda done: None
         self._settled: set[str] = set()  # of this batch: finished, failed, or stopped on their way
-        self._count = 0  # trials with a record
         self._unheard = 0  # workers that were lost in a row before they said anything
         self._running: dict[int, Attempt] = {}
         self._todo: list[Attempt] = []
@@ -59,14 +58,28 @@ class Coordinator:
         self._without: dict[str, str] = {}  # float models that cannot be, and why
         self._jobs = 0
 
-    def work(self, floats: Sequence[Piece], trials: Sequence[Piece], advance: Advance) -> None:
-        """Returns when every trial of the pieces has a record, or its part of the way, or has failed."""
-        self._advance, self._settled = advance, set()
-        self._lacking = {key for piece in floats for key in piece.floats}
+    @functools.cached_property
+    def engine(self) -> Engine:
+        """The engine, which begins when it is first asked for."""
+        return self._start(self.deliver)
+
+    def __enter__(self) -> Coordinator:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if "engine" in vars(self):
+            self.engine.close()
+        self._ledger.release()
+
+    def work(self, floats: Sequence[Piece], trials: Sequence[Piece]) -> None:
+        """Returns when every trial of the pieces has a record, or has come as far as it should, or has failed."""
+        self._settled, self._lacking = set(), {key for piece in floats for key in piece.floats}
         self._todo = [Attempt(piece) for piece in (*floats, *trials)]
-        while self._todo or self._running:
-            self._hand_out()
-            self.engine.wait(_POLL)
+        with self._display.trials(sum(len(piece.configs) for piece in trials)) as self._advance:
+            while self._todo or self._running:
+                self._hand_out()
+                if self._running:
+                    self.engine.wait(_POLL)
 
     def _hand_out(self) -> None:
         slots = self.engine.slots
@@ -77,7 +90,7 @@ class Coordinator:
             if piece.kind == "trials" and piece.floats & self._lacking:
                 continue
             self._todo.remove(attempt)
-            piece = self._without_failed(piece)
+            piece = self._left(piece)
             if not piece.configs:
                 continue
             self._jobs += 1
@@ -86,14 +99,16 @@ class Coordinator:
                 self._ledger.begin(map(config_hash, piece.configs))
             self.engine.submit(Job(self._jobs, piece.text(self._run.path)))
 
-    def _without_failed(self, piece: Piece) -> Piece:
-        """The piece without the trials whose float model could not be trained, which fail for the same reason."""
+    def _left(self, piece: Piece) -> Piece:
+        """The piece without the trials whose float model could not be trained, which fail for the same reason, and
+        those that a worker which was thought lost has finished after all.
+        """
         if piece.kind == "float":
             return piece
         for config in piece.configs:
             if float_key(config) in self._without:
                 self._give_up(config, self._without[float_key(config)])
-        return piece._replace(configs=tuple(c for c in piece.configs if float_key(c) not in self._without))
+        return piece._replace(configs=tuple(c for c in piece.configs if config_hash(c) not in self._settled))
 
     def deliver(self, event: Event) -> None:
         """What the engine says about a job."""
@@ -116,8 +131,8 @@ class Coordinator:
         if "trial" in message:
             self._finish(message["trial"], message["failure"])
         elif "stopped" in message:
-            self.scores[message["stopped"]] = message["score"]
             self._settled.add(message["stopped"])
+            self._advance(len(self._settled))
         elif "floats_failed" in message:
             self._without |= message["floats_failed"]
             self._lacking -= self._without.keys()
@@ -128,12 +143,11 @@ class Coordinator:
         if key in self._settled:
             return
         self._settled.add(key)
-        self._count += 1
         self._ledger.finish(key, reason)
         if reason is not None:
             self.failures[key] = reason
         self._stored(key)
-        self._advance(self._count)
+        self._advance(len(self._settled))
 
     def _rest(self, piece: Piece) -> Piece:
         """What of a piece is not done: by what the worker said, or else by what lies there."""

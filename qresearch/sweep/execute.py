@@ -31,14 +31,21 @@ from qresearch.sweep.progress import epochs_done
 from qresearch.training import Trained, Trainer, Trial
 
 
-def run_bench(bench: Bench, configs: Sequence[RunConfig], floats: dict[str, FloatModel]) -> Iterator[Outcome]:
-    """Runs every trial of a bench and yields each outcome as soon as it is known, with what its search took."""
-    for outcome in _run_trials(bench, configs, floats):
+def run_bench(
+    bench: Bench, configs: Sequence[RunConfig], floats: dict[str, FloatModel], until: int | None = None
+) -> Iterator[Outcome]:
+    """Runs every trial of a bench and yields each outcome as soon as it is known, with what its search took.
+
+    until: QAT stops after this epoch, if it is not the last; a later call goes on from there.
+    """
+    for outcome in _run_trials(bench, configs, floats, until):
         found = bench.chooser.found.get(outcome.config)
         yield outcome if found is None else outcome._replace(extra={**outcome.extra, "search": found.taken})
 
 
-def _run_trials(bench: Bench, configs: Sequence[RunConfig], floats: dict[str, FloatModel]) -> Iterator[Outcome]:
+def _run_trials(
+    bench: Bench, configs: Sequence[RunConfig], floats: dict[str, FloatModel], until: int | None
+) -> Iterator[Outcome]:
     by_float: dict[str, list[RunConfig]] = {}
     for config in configs:
         by_float.setdefault(float_key(config), []).append(config)
@@ -61,7 +68,7 @@ def _run_trials(bench: Bench, configs: Sequence[RunConfig], floats: dict[str, Fl
                 trial = _trial(bench, config, variables, table, bits[config])
                 qat.setdefault(bench.trainer(key, variables, config), []).append((config, trial))
     for trainer, trials in qat.items():
-        yield from _train(bench, trainer, trials)
+        yield from _train(bench, trainer, trials, until)
 
 
 def _choose_bits(
@@ -153,16 +160,19 @@ def _start(bench: Bench, config: RunConfig) -> Start | None:
     return None if found is None else found.start
 
 
-def _train(bench: Bench, trainer: Trainer, trials: Sequence[tuple[RunConfig, Trial]]) -> Iterator[Outcome]:
+def _train(
+    bench: Bench, trainer: Trainer, trials: Sequence[tuple[RunConfig, Trial]], until: int | None
+) -> Iterator[Outcome]:
     """QAT trials; those of one trainer are one population."""
-    epochs, reporter = trainer.recipe.epochs, bench.reporter
-    keepers = [keeper_of(config, bench.folder, config_hash(config)[:16], reporter) for config, _ in trials]
+    epochs, reporter = min(until or trainer.recipe.epochs, trainer.recipe.epochs), bench.reporter
+    stops = epochs < trainer.recipe.epochs
+    keepers = [keeper_of(config, bench.folder, config_hash(config)[:16], reporter, stops) for config, _ in trials]
     with reporter.phase("QAT (epochs)", len(trials) * epochs) as advance:
-        outcomes = trainer.train([trial for _, trial in trials], None, epochs_done(advance, epochs), keepers)
+        outcomes = trainer.train([trial for _, trial in trials], None, epochs_done(advance, epochs), keepers, until)
         started = time.monotonic()
         for (config, trial), keeper, trained in zip(trials, keepers, outcomes):
             yield _trained(bench, trainer, config, trial, trained, started)
-            if keeper is not None:
+            if keeper is not None and trained.finished:
                 keeper.remove()  # whoever asks for the next outcome has stored this one
             started = time.monotonic()
 
@@ -173,6 +183,10 @@ def _trained(
     bits, channels = _with_pruned(bench, config, np.asarray(trial.bits))
     if trained.failure is not None:
         return Outcome(config, bits, time.monotonic() - started, extra=_history(trained), failure=trained.failure)
+    if not trained.finished:
+        row = trained.history[-1]
+        stopped = (int(row["epoch"]), trainer.task.sign * row["validation_score"])
+        return Outcome(config, bits, time.monotonic() - started, stopped=stopped)
     best, last = ((*part, trial.bits) for part in (trained.best, trained.last))
     test, validation = (_own_scores(trainer, best, split) for split in (bench.test, bench.validation))
     extra = {

@@ -10,6 +10,7 @@ from qresearch.results import RunFolder, open_run
 from qresearch.sweep.bench import Bench
 from qresearch.sweep.execute import run_bench
 from qresearch.sweep.floats import obtain_floats
+from qresearch.sweep.halving import save_score
 from qresearch.sweep.outcome import Outcome, checked, make_record, per_example
 from qresearch.sweep.plan import Piece, group_key, read_piece
 from qresearch.sweep.progress import Relay
@@ -42,9 +43,14 @@ class Jobs:
         if pending:
             bench = self._bench_of(piece, path)
             floats = obtain_floats(pending, path / "float", self._relay)
-            for outcome in map(checked, run_bench(bench, pending, floats)):
-                store(run, bench, outcome)
-                tell({"trial": config_hash(outcome.config), "failure": outcome.failure})
+            for outcome in map(checked, run_bench(bench, pending, floats, piece.until)):
+                key = config_hash(outcome.config)
+                if outcome.stopped is None:
+                    store(run, bench, outcome)
+                    tell({"trial": key, "failure": outcome.failure})
+                else:
+                    save_score(path, outcome.config, *outcome.stopped)
+                    tell({"stopped": key})
 
     def _bench_of(self, piece: Piece, path: Path) -> Bench:
         key = (path, group_key(piece.configs[0]), piece.widths)

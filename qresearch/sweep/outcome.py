@@ -24,7 +24,9 @@ FLOAT_BITS = 32.0
 
 
 class Outcome(NamedTuple):
-    """A finished or failed trial. test, validation: of one model. extra: further metrics, numbers only."""
+    """A finished or failed trial, or one that was stopped on its way. test, validation: of one model. extra: further
+    metrics, numbers only. stopped: (epoch, validation score, larger for the better).
+    """
 
     config: RunConfig
     bits: Float[np.ndarray, "layers 2"]
@@ -33,6 +35,7 @@ class Outcome(NamedTuple):
     validation: Scores | None = None
     extra: Mapping[str, Any] = {}
     failure: str | None = None
+    stopped: tuple[int, float] | None = None
 
     @classmethod
     def lost(cls, config: RunConfig, layers: int, reason: str) -> Outcome:

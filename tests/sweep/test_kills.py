@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import collections
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from small_sweep import outcome_of, stored
+from small_sweep import outcome_of
 
 from qresearch.results.ledger import read_ledger
 
@@ -78,8 +80,16 @@ def unbroken(tmp_path_factory):
     return folder
 
 
+def files(output: Path) -> list[Path]:
+    return sorted(output.glob("*/trials/*/result.json"))
+
+
+def read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())
+
+
 def records_of(output: Path) -> int:
-    return len(list(output.glob("*/trials/*/result.json")))
+    return len(files(output))
 
 
 def children_of(pid: int) -> list[int]:
@@ -116,16 +126,18 @@ def assert_nobody_left(output: Path) -> None:
 
 def take_some(output: Path, random: np.random.Generator) -> None:
     """A sweep would be done long before so many kills: a third of its records is taken away."""
-    for path in random.permutation(sorted(output.glob("*/trials/*/result.json")))[: TRIALS // 3]:
+    for path in random.permutation(files(output))[: TRIALS // 3]:
         Path(path).unlink()
 
 
 def assert_whole(output: Path, unbroken: Path) -> None:
     """Every trial has one record, equal to that of the unbroken sweep, and the ledger says so."""
-    found, expected = stored(output), stored(unbroken / "out")
-    assert len(found) == len(expected) == TRIALS
-    for label, record in expected.items():
-        assert outcome_of(found[label]) == outcome_of(record), label
+    found, expected = (
+        {record["key"]: record for record in map(read, files(path))} for path in (output, unbroken / "out")
+    )
+    assert len(found) == len(expected) == len(files(output)) == TRIALS
+    for key, record in expected.items():
+        assert outcome_of(found[key]) == outcome_of(record), record["label"]
     folders = [path.name[:8] for path in output.glob("*/trials/*")]
     assert max(collections.Counter(folders).values()) == 1
     (run,) = output.iterdir()
