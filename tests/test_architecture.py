@@ -48,6 +48,7 @@ LAYERS = {
         "export",
         "trackers",
         "suggesters",
+        "doctor",
     ),
     6: ("cli", "commands", "__main__"),
 }
@@ -72,6 +73,7 @@ ONLY = {
     "results": ({"errors"}, "a record is plain data"),
     "trackers": ({"results", "errors"}, "a tracker mirrors records; it never runs a model"),
     "suggesters": ({"config", "errors"}, "a suggester sees settings and scores"),
+    "doctor": ({"data", "results", "errors"}, "it looks at the machine, and asks JAX in a process of its own"),
     "report": ({"results", "cost", "pareto", "errors"}, "figures read records and never run a model"),
 }
 
@@ -91,7 +93,7 @@ LIBRARIES = {
 LAZY_NAMES = "__init__.py"
 
 # Parts that the command line loads before it knows whether it needs JAX, which takes seconds to import.
-LIGHT = ("config", "results", "cli", "commands", "__main__", "errors")
+LIGHT = ("config", "results", "cli", "commands", "doctor", "__main__", "errors")
 
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 UNSAFE_NAMES = {"eval", "exec", "__import__"}
