@@ -134,6 +134,10 @@ def _parser() -> argparse.ArgumentParser:
     listing = command("list", commands.list_names, "list what a config can name")
     kinds = "quantizers, ranges, ptq, sensitivities, allocators, costs, models, data, tasks, suggesters or trackers"
     listing.add_argument("kind", nargs="?", help=kinds)
+    doctor = command(
+        "doctor", commands.doctor, "try what qresearch needs of this machine: packages, devices, folders, data sets"
+    )
+    doctor.add_argument("--output", default="results", help="where runs would be (default: results)")
     return parser
 
 

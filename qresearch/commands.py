@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from qresearch.results import RunFolder
     from qresearch.sweep.run import SweepResult
 
-OK, FAILED, TOO_MUCH = 0, 3, 4
+OK, UNFIT, FAILED, TOO_MUCH = 0, 2, 3, 4
 
 
 def sweep(options: argparse.Namespace) -> int:
@@ -215,6 +215,18 @@ def list_names(options: argparse.Namespace) -> int:
 
     print(catalogue(options.kind))
     return OK
+
+
+def doctor(options: argparse.Namespace) -> int:
+    """What qresearch needs of this machine."""
+    from qresearch.doctor import examine
+
+    failed = 0
+    for check in examine(Path(options.output).expanduser()):
+        print(check.line, flush=True)
+        failed += check.level == "FAIL"
+    print(f"{failed} of these must be mended" if failed else "everything that is needed is there")
+    return UNFIT if failed else OK
 
 
 def _write_report(run: RunFolder) -> None:

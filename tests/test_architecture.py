@@ -51,6 +51,7 @@ LAYERS = {
         "export",
         "trackers",
         "suggesters",
+        "doctor",
     ),
     6: ("cli", "commands", "__main__"),
 }
@@ -76,6 +77,7 @@ ONLY = {
     "engines": ({"options", "errors"}, "an engine hands text to processes: no trial, no model, no JAX"),
     "trackers": ({"results", "errors"}, "a tracker mirrors records; it never runs a model"),
     "suggesters": ({"config", "errors"}, "a suggester sees settings and scores"),
+    "doctor": ({"data", "results", "errors"}, "it looks at the machine, and asks JAX in a process of its own"),
     "report": ({"results", "cost", "pareto", "errors"}, "figures read records and never run a model"),
 }
 
@@ -97,7 +99,7 @@ LIBRARIES = {
 LAZY_NAMES = "__init__.py"
 
 # Parts that the command line loads before it knows whether it needs JAX, which takes seconds to import.
-LIGHT = ("config", "results", "cli", "commands", "__main__", "errors")
+LIGHT = ("config", "results", "cli", "commands", "doctor", "__main__", "errors")
 
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 UNSAFE_NAMES = {"eval", "exec", "__import__"}

@@ -31,6 +31,7 @@ COMMANDS = (
     "runs",
     "import-weights",
     "list",
+    "doctor",
 )
 REGISTRIES = {
     "quantizers": QUANTIZERS,
