@@ -19,19 +19,23 @@ from qresearch.ptq import PTQ
 from qresearch.quantizers import QUANTIZERS
 from qresearch.tasks import TASKS
 
-COMMANDS = (
-    "sweep",
-    "run",
-    "search",
-    "benchmark",
-    "check",
-    "report",
-    "show",
-    "status",
-    "runs",
-    "import-weights",
-    "list",
-    "doctor",
+COMMANDS = tuple(
+    [
+        "sweep",
+        "run",
+        "search",
+        "benchmark",
+        "resume",
+        "check",
+        "plan",
+        "report",
+        "show",
+        "status",
+        "runs",
+        "import-weights",
+        "list",
+        "doctor",
+    ]
 )
 REGISTRIES = {
     "quantizers": QUANTIZERS,
