@@ -19,23 +19,21 @@ from qresearch.ptq import PTQ
 from qresearch.quantizers import QUANTIZERS
 from qresearch.tasks import TASKS
 
-COMMANDS = tuple(
-    [
-        "sweep",
-        "run",
-        "search",
-        "benchmark",
-        "resume",
-        "check",
-        "plan",
-        "report",
-        "show",
-        "status",
-        "runs",
-        "import-weights",
-        "list",
-        "doctor",
-    ]
+COMMANDS = (
+    "sweep",
+    "run",
+    "search",
+    "benchmark",
+    "resume",
+    "check",
+    "plan",
+    "report",
+    "show",
+    "status",
+    "runs",
+    "import-weights",
+    "list",
+    "doctor",
 )
 REGISTRIES = {
     "quantizers": QUANTIZERS,

@@ -42,12 +42,20 @@ class Setting(NamedTuple):
     run: Callable[[str, Tell], None]
 
 
+KEPT = 4  # jobs for each worker, so that a slow one is not alone at the end
+
+
 class Engine(Protocol):
     """Runs jobs, at most ``slots`` at a time. Events are delivered by ``wait``, in the thread of the caller."""
 
     @property
     def slots(self) -> int:
         """How many jobs run at a time, now."""
+        ...
+
+    @property
+    def pieces(self) -> int:
+        """Jobs for each slot: several where workers keep their programs, one where every job starts anew."""
         ...
 
     def submit(self, job: Job) -> None:

@@ -8,7 +8,7 @@ import uuid
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from qresearch.engines.base import Deliver, Event, Job, Message, Setting
+from qresearch.engines.base import KEPT, Deliver, Event, Job, Message, Setting
 from qresearch.engines.remote import event_of, run_job
 from qresearch.errors import ConfigError, EngineError
 
@@ -60,6 +60,8 @@ def require_private(address: str, credentials: tuple[str, str, str]) -> None:
 
 class Dask:
     """An engine whose jobs are tasks of a Dask cluster; each runs in a worker process of ours on the node."""
+
+    pieces = KEPT
 
     def __init__(self, client: Client, cluster: Any, setting: Setting, deliver: Deliver) -> None:
         self._client, self._cluster, self._setting, self._deliver = client, cluster, setting, deliver

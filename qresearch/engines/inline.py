@@ -12,7 +12,7 @@ class Inline:
     mean nothing.
     """
 
-    slots = 1
+    slots = pieces = 1
 
     def __init__(self, setting: Setting, deliver: Deliver) -> None:
         self._run, self._deliver = setting.run, deliver

@@ -9,7 +9,7 @@ import subprocess
 import time
 from collections import deque
 
-from qresearch.engines.base import Deliver, Event, Job, Setting
+from qresearch.engines.base import KEPT, Deliver, Event, Job, Setting
 from qresearch.engines.process import Worker
 
 
@@ -17,6 +17,8 @@ class Local:
     """In worker processes on this machine, one per slot: a crash, or memory that runs out, costs one attempt at what
     the worker was doing. ``workers``: one for each GPU, which it has for itself; or one, whose programs use all cores.
     """
+
+    pieces = KEPT
 
     def __init__(self, setting: Setting, deliver: Deliver) -> None:
         self.slots = setting.workers or max(1, len(gpus()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,8 @@ def slurm(
     """As jobs of Slurm, ``engine.workers`` of them at a time (16), each with so many minutes, CPUs, GPUs and so much
     memory. cluster: ``local`` runs them as processes of this machine instead. A job that Slurm ends is sent again.
     """
+    # Its set-up of logging would close streams of others that handlers hold.
+    os.environ.setdefault("SUBMITIT_LOG_LEVEL", "NOCONFIG")
     try:
         from submitit import AutoExecutor
     except ImportError as error:
@@ -48,6 +51,8 @@ def slurm(
 
 class Slurm:
     """An engine whose jobs are jobs of Slurm. What they say meanwhile is in the records that they leave."""
+
+    pieces = 1
 
     def __init__(self, executor: Executor, setting: Setting, deliver: Deliver) -> None:
         self.slots = setting.workers or _AT_ONCE

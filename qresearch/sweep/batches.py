@@ -69,10 +69,10 @@ class Batches:
         for group in groups_of(self._seen):
             members = tuple(config for config in group.members if config in wanted)
             groups += [group._replace(members=members)] if members else []
-        slots = self.coordinator.engine.slots
-        floats = float_pieces(groups, self.is_trained, slots)
+        engine = self.coordinator.engine
+        floats = float_pieces(groups, self.is_trained, engine.slots)
         together = ACCELERATED if gpus() else default_chunk()
-        self.coordinator.work(floats, trial_pieces(groups, slots, together, until))
+        self.coordinator.work(floats, trial_pieces(groups, engine.slots, engine.pieces, together, until))
 
     def is_trained(self, config: RunConfig) -> bool:
         """Whether the float model of a trial is there."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qresearch.config import RunConfig, SweepConfig, TrainConfig, config_hash, resolved, sweep_identity
+from qresearch.engines.base import KEPT
 from qresearch.results import Record, list_runs, open_run
 from qresearch.results.run_folder import run_path
 from qresearch.sweep.floats import float_key, is_stored
@@ -32,7 +33,7 @@ def forecast_lines(sweep: SweepConfig, workers: int) -> list[str]:
     ]
     groups = [group for group in groups if group.members]
     floats = float_pieces(groups, lambda config: is_stored(config, folder / "float"), workers)
-    trials = trial_pieces(groups, workers, 1)
+    trials = trial_pieces(groups, workers, KEPT, 1)
     trained = {key for piece in floats for key in piece.floats}
     lines = [f"trials    {len(configs)} ({flow_counts(configs)}), {len(done & set(map(config_hash, configs)))} done"]
     lines += [f"group     {_group(group, trained)}" for group in groups]

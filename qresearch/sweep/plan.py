@@ -13,8 +13,6 @@ from qresearch.sweep.floats import float_group, float_key
 
 # What trials must agree on to share a bench: everything but these, which are traced or belong to a flow.
 _OWN = {*FREE, "seed", "flow", "sensitivity", "allocation", "ptq", "qat"}
-# More pieces than workers, so that a slow one is not alone at the end; a lost one costs what was in the air at most.
-_PIECES_PER_WORKER = 4
 
 
 class Group(NamedTuple):
@@ -99,15 +97,18 @@ def float_pieces(groups: Iterable[Group], stored: Callable[[RunConfig], bool], w
     ]
 
 
-def trial_pieces(groups: Iterable[Group], workers: int, together: int, until: int | None = None) -> list[Piece]:
+def trial_pieces(
+    groups: Iterable[Group], workers: int, each: int, together: int, until: int | None = None
+) -> list[Piece]:
     """The trials, cut so that workers have enough to do; those that share a float model and a sensitivity table stay
-    together as far as that goes. together: how many run in one program, which no cut makes fewer if workers allow.
+    together as far as that goes. each: pieces for a worker, if there are several. together: how many run in one
+    program, which no cut makes fewer if workers allow.
     """
     pieces = []
     for group in groups:
         members = sorted(group.members, key=_affinity)
         most = -(-len(members) // workers)
-        size = most if workers == 1 else min(max(-(-most // _PIECES_PER_WORKER), together), most)
+        size = most if workers == 1 else min(max(-(-most // each), together), most)
         pieces += [Piece("trials", part, group.widths, until) for part in _parts(tuple(members), max(size, 1))]
     return pieces
 

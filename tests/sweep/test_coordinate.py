@@ -27,6 +27,7 @@ class Scripted:
     def __init__(self, play, deliver, slots=2):
         self.slots, self._play, self._deliver, self._jobs = slots, play, deliver, []
         self.most = self.jobs = 0
+        self.pieces = 1
         self.closed = False
 
     def submit(self, job):

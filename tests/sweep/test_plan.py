@@ -36,12 +36,12 @@ def test_groups_share_all_that_is_static_and_know_their_widths():
         assert group.widths == (2, 3, 5, 7)
 
 
-@given(st.sets(st.integers(0, len(TRIALS) - 1), min_size=1), st.integers(1, 9), st.integers(1, 40))
+@given(st.sets(st.integers(0, len(TRIALS) - 1), min_size=1), st.integers(1, 9), st.integers(1, 5), st.integers(1, 40))
 @settings(max_examples=60, deadline=None)
-def test_every_trial_is_in_one_piece(chosen, workers, together):
+def test_every_trial_is_in_one_piece(chosen, workers, each, together):
     configs = [TRIALS[i] for i in sorted(chosen)]
     groups = groups_of(configs)
-    pieces = trial_pieces(groups, workers, together)
+    pieces = trial_pieces(groups, workers, each, together)
     found = [config for piece in pieces for config in piece.configs]
     assert len(found) == len(configs)
     assert set(found) == set(configs)
