@@ -94,7 +94,9 @@ def _time(todo: Sequence[RunConfig], records: Sequence[Record], workers: int) ->
 
 def _kind(config: Mapping[str, Any]) -> str:
     recipe = {name: value for name, value in config.get("qat", {}).items() if name != "learning_rate"}
-    return json.dumps([*(config.get(name) for name in ("model", "data", "flow", "ptq", "evaluate")), recipe])
+    return json.dumps(
+        [*(config.get(name) for name in ("model", "data", "flow", "ptq", "evaluate")), recipe], sort_keys=True
+    )
 
 
 def _records(output: Path) -> list[Record]:
