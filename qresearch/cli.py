@@ -75,6 +75,13 @@ def _parser() -> argparse.ArgumentParser:
         )
         return added
 
+    def with_engine(added: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        added.add_argument(
+            "--engine", help="where trials run, see 'qresearch list engines' (default: as in the config)"
+        )
+        added.add_argument("--workers", type=int, help="trials at a time: --set engine.workers=N")
+        return added
+
     configured("sweep", commands.sweep, "run every trial of a config that has no result yet, and report the front")
     configured("run", commands.run, "run a config that describes one trial")
     search = configured(
