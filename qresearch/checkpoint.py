@@ -21,6 +21,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from qresearch.devices import is_first
 from qresearch.errors import DataError
 from qresearch.results.atomic import make_folder, read_bytes, write_json, write_text
 
@@ -36,8 +37,10 @@ def save_checkpoint(path: Path, tree: Any, facts: Mapping[str, Any] | None = Non
 
     facts: what is to be kept beside the arrays, of JSON's types. Orbax writes beside the folder and renames, and the
     manifest comes last: a killed process leaves the old checkpoint, none, or one without a manifest, which is refused;
-    never half of one. DataError where it cannot be written.
+    never half of one. DataError where it cannot be written. Of several processes only the first writes.
     """
+    if not is_first():
+        return
     path = path.absolute()
     make_folder(path.parent)
     # Asked here, because orbax answers a failed start with threads that wait for it, and tracebacks of theirs.
@@ -47,7 +50,7 @@ def save_checkpoint(path: Path, tree: Any, facts: Mapping[str, Any] | None = Non
         # Asked too: of the arrays that do not fit, orbax waits for the first, and the others end in tracebacks.
         if shutil.disk_usage(path.parent).free < sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(tree)):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        with ocp.StandardCheckpointer() as checkpointer:
+        with _checkpointer() as checkpointer:
             checkpointer.save(path, jax.tree.map(np.asarray, tree), force=True)
         if facts is not None:
             write_text(path / FACTS, json.dumps(facts))
@@ -68,7 +71,7 @@ def load_checkpoint(path: Path, template: Any) -> Any:
         raise _refused(path, problem)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype), template)
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with _checkpointer() as checkpointer:
             tree = checkpointer.restore(path, shapes)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _refused(path, _reason(error)) from error
@@ -78,6 +81,15 @@ def load_checkpoint(path: Path, template: Any) -> Any:
 def load_facts(path: Path) -> dict[str, Any]:
     """The facts in a checkpoint that ``load_checkpoint`` has found whole. DataError if it has none."""
     return dict(json.loads(read_bytes(path / FACTS)))
+
+
+def _checkpointer() -> ocp.StandardCheckpointer:
+    """One that waits for no other process."""
+    own = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process{own}"
+    )
+    return ocp.StandardCheckpointer(multiprocessing_options=options)
 
 
 def _reason(error: Exception) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from qresearch.checkpoint import load_checkpoint, load_facts, save_checkpoint
+from qresearch.devices import is_first
 from qresearch.errors import DataError
 from qresearch.training_step import State, Trained
 
@@ -94,7 +95,8 @@ class Keeper:
 
     def remove(self) -> None:
         """Removes all checkpoints of the trial: for whoever has stored its outcome."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if is_first():
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def _paths(self) -> list[Path]:
         return sorted(self.folder.glob("step-" + "[0-9]" * 9))

@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array
 
 from qresearch.augmentation import AUGMENTATIONS
 from qresearch.data.dataset import Dataset, epoch_permutation
+from qresearch.devices import MEMBER, agreed, group_sizes, is_first, make_mesh, place, spread, to_host
 from qresearch.errors import ConfigError, did_you_mean
 from qresearch.evaluation import Batches, default_chunk, evaluate
 from qresearch.keeper import Keeper, Point, Writer
@@ -65,8 +67,10 @@ class Trainer:
     ) -> Iterator[Trained]:
         """Trains a population; yields every trial's outcome as soon as it is known, in order.
 
-        ``chunk`` trials run in one program under vmap (1 on CPU, where one compiled step is used again for each). A
-        loss that is not finite ends that trial only: its outcome says at which step.
+        ``chunk`` trials run in one program under vmap (1 on CPU, where one compiled step is used again for each). Where
+        there are several devices, each has ``chunk`` trials of its own; what is left, fewer trials than devices, is
+        trained with every batch split over the devices, see ``make_mesh``. A loss that is not finite ends that trial
+        only: its outcome says at which step.
         on_epoch(trial index, row of the history): of the epochs that are trained now.
 
         keepers: one for each trial, or none. A trial goes on from its newest checkpoint, to the same bits as if it had
@@ -77,18 +81,21 @@ class Trainer:
         """
         chunk, last = chunk or default_chunk(), min(until or self.recipe.epochs, self.recipe.epochs)
         kept = keepers or [None] * len(trials)
+        together = chunk * jax.device_count()
         with Writer() as writer:
-            for first in range(0, len(trials), chunk):
+            for first in range(0, len(trials), together):
                 groups: dict[int, list[_Member]] = {}
-                for i in range(first, min(first + chunk, len(trials))):
+                for i in range(first, min(first + together, len(trials))):
                     member = _Member(i, trials[i], kept[i], self._begin(trials[i], kept[i]))
                     groups.setdefault(member.point.step, []).append(member)
-                outcomes: dict[int, Trained] = {}
-                for members in groups.values():
+                outcomes, told = dict[int, Trained](), first
+                for members in (part for group in groups.values() for part in _parts(group, chunk)):
                     found = self._train_together(members, last, writer, on_epoch)
                     outcomes |= {member.place: outcome for member, outcome in zip(members, found)}
-                writer.wait()  # before the caller may remove what is written
-                yield from (outcomes[i] for i in sorted(outcomes))
+                    writer.wait()  # before the caller may remove what is written
+                    while told in outcomes:
+                        yield outcomes.pop(told)
+                        told += 1
 
     def _train_together(
         self,
@@ -99,13 +106,16 @@ class Trainer:
     ) -> list[Trained]:
         """The outcomes of members that stand at the same step, in one program, after the epoch ``last``."""
         count, done = len(members), members[0].point.step
-        step = _vmapped(self.step) if count > 1 else self.step
-        state = _joined([member.point.state for member in members])
-        setting = _joined([_setting(member.trial) for member in members])
+        mesh = make_mesh(count, self.recipe.batch_size)
+        step = _compiled(self.step, count, mesh)
+        state, setting = (
+            place(_joined(parts), mesh, *([MEMBER] if count > 1 else []))
+            for parts in ([member.point.state for member in members], [_setting(member.trial) for member in members])
+        )
         outcomes = [member.point.outcome for member in members]
         so_far = np.stack([member.point.losses[: done % self.steps_per_epoch] for member in members], axis=1)
         losses: list[Any] = list(so_far if count > 1 else so_far[:, 0])
-        feed = make_feed(self.data.train)
+        feed = make_feed(self.data.train, mesh)
         for epoch in range(done // self.steps_per_epoch + 1, last + 1):
             if all(outcome.failure is not None for outcome in outcomes):
                 break
@@ -117,10 +127,10 @@ class Trainer:
                 done += 1
                 if done % self.steps_per_epoch:  # after the last step, the epoch's evaluation comes first
                     self._keep(writer, members, done, state, outcomes, losses)
-            table = self._table(losses, count)
+            table, states = self._table(losses, count), _parted(state if mesh is None else to_host(state), count)
             outcomes = [
                 self._after_epoch(outcome, part, member.trial, table[:, i], epoch)
-                for i, (outcome, part, member) in enumerate(zip(outcomes, _parted(state, count), members))
+                for i, (outcome, part, member) in enumerate(zip(outcomes, states, members))
             ]
             losses = []
             for member, outcome in zip(members, outcomes):
@@ -145,9 +155,10 @@ class Trainer:
         """Has the checkpoints written that belong after this step."""
         due = [i for i, (*_, keeper, _) in enumerate(members) if keeper is not None and (always or keeper.due(done))]
         if due:
-            states, table = _parted(jax.device_get(state), len(members)), self._table(losses, len(members))
+            states, table = _parted(to_host(state), len(members)), self._table(losses, len(members))
             points = {i: Point(states[i], outcomes[i], table[:, i]) for i in due}
-            writer.submit([(keeper, points[i]) for i in due if (keeper := members[i].keeper) is not None])
+            if is_first():
+                writer.submit([(keeper, points[i]) for i in due if (keeper := members[i].keeper) is not None])
 
     def _table(self, losses: Sequence[Any], members: int) -> np.ndarray:
         """The losses of an epoch [step, member], 0 for the steps to come."""
@@ -160,7 +171,11 @@ class Trainer:
         """Where the training of a trial goes on, or begins."""
         same = (trial.variables, trial.qparams)
         start = Point(self._initial(trial), Trained(same, same, 0, []), self._table([], 1)[:, 0])
-        return start if keeper is None else keeper.newest(start) or start
+        if keeper is None:
+            return start
+        point = keeper.newest(start) or start
+        agreed(point.step, f"checkpoints in {keeper.folder}")
+        return point
 
     def _initial(self, trial: Trial) -> State:
         trainable = trainable_of(trial.variables, trial.qparams, self.program.learnable(trial.qparams))
@@ -256,5 +271,17 @@ def _stack(trees: Sequence[Any]) -> Any:
 
 
 @functools.lru_cache(maxsize=16)
-def _vmapped(step: Callable[..., Any]) -> Callable[..., Any]:
-    return jax.jit(jax.vmap(step, in_axes=(0, 0, None, None, 0)))
+def _compiled(step: Callable[..., Any], count: int, mesh: Mesh | None) -> Callable[..., Any]:
+    """The step of ``count`` members on a mesh."""
+    many = count > (1 if mesh is None else mesh.shape[MEMBER])
+    if mesh is None and not many:
+        return step
+    return spread(step, mesh, (True, True, False, False, True), many, (MEMBER, None))
+
+
+def _parts(members: Sequence[_Member], chunk: int) -> Iterator[Sequence[_Member]]:
+    """Members that run in one program each."""
+    start = 0
+    for size in group_sizes(len(members), chunk):
+        yield members[start : start + size]
+        start += size

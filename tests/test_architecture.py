@@ -27,6 +27,7 @@ LAYERS = {
         "units",
         "qmodel",
         "calibration",
+        "devices",
         "streaming",
         "evaluation",
         "programs",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import re
 import resource
@@ -267,7 +268,7 @@ def test_random_kills_change_no_bit(case, kills, tmp_path):
     while killed < kills or not ends:
         folder = tmp_path / str(len(ends))
         process = start(case, folder)
-        said = list(iter(process.stdout.readline, "begun\n"))
+        said = list(itertools.takewhile(lambda line: line != "begun\n", process.stdout))
         continued += any(line.startswith("training continues from") for line in said)
         if killed < kills:
             time.sleep(rng.uniform(0.1, 1.0))

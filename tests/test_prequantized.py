@@ -169,7 +169,7 @@ bits = np.random.default_rng(0).choice([2.0, 4.0, 8.0], (11, len(quantized.layer
 found = []
 for devices, chunk in ((4, 1), (4, 2), (1, 1)):
     if devices == 1:
-        evaluation._mesh = lambda count: None
+        evaluation.make_mesh = lambda members, examples: None
     done = []
     scores = qr.evaluate_population(
         quantized, params, menu, bits, batches, TASKS["classification"], digits.prepare, chunk, done.append

@@ -124,7 +124,7 @@ def _evaluate(
     if not configs:
         return
     with bench.reporter.phase("float and PTQ evaluation", len(configs)) as advance:
-        chunk = default_chunk() * jax.local_device_count()
+        chunk = default_chunk() * jax.device_count()
         ready = prequantize(model, float_model.variables, table)
         for start in range(0, len(configs), chunk):
             started, part = time.monotonic(), configs[start : start + chunk]

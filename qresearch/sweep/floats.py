@@ -16,6 +16,7 @@ from qresearch.checkpoint import load_checkpoint, save_checkpoint
 from qresearch.config import RunConfig, resolved
 from qresearch.data import Dataset
 from qresearch.data.dataset import with_first
+from qresearch.devices import agreed, is_first
 from qresearch.errors import DataError
 from qresearch.evaluation import make_batches
 from qresearch.keeper import Keeper
@@ -64,6 +65,7 @@ def obtain_floats(configs: Iterable[RunConfig], folder: Path, reporter: Reporter
     wanted = {float_key(config): config for config in configs}
     found = {key: _stored(config, folder / key, reporter) for key, config in wanted.items()}
     models = {key: model for key, model in found.items() if model is not None}
+    agreed(len(models), f"numbers of float models in {folder}")
     groups: dict[tuple[Any, ...], dict[str, RunConfig]] = {}
     for key, config in wanted.items():
         if key not in models:
@@ -118,7 +120,8 @@ def _keep(outcome: Trained, path: Path) -> FloatModel:
         return FloatModel(None, outcome.history, 0, f"float training: {outcome.failure}")
     variables = outcome.best[0]
     save_checkpoint(path, variables)
-    write_sealed(path.with_suffix(".json"), {"history": outcome.history, "best_epoch": outcome.best_epoch})
+    if is_first():
+        write_sealed(path.with_suffix(".json"), {"history": outcome.history, "best_epoch": outcome.best_epoch})
     return FloatModel(variables, outcome.history, outcome.best_epoch)
 
 
