@@ -40,6 +40,8 @@ def main(arguments: Sequence[str]) -> int:
     """Runs one command and returns its exit status. What a user can mend is one line on stderr, not a traceback."""
     options = _parser().parse_args(arguments)
     try:
+        if getattr(options, "distributed", None) is not None:
+            commands.join(options)
         return options.command(options)
     except QResearchError as error:
         lines = str(error).splitlines()
@@ -82,6 +84,12 @@ def _parser() -> argparse.ArgumentParser:
         ):
             form = f"{key}={{}}".format
             added.add_argument(flag, dest="set", action="append", type=form, help=f"{text}: --set {key}=...")
+        added.add_argument(
+            "--distributed",
+            metavar="HOST:PORT,N,I",
+            help="run trials together with other processes, which get the same command: the address of the first, how"
+            " many they are, the number of this one from 0; or 'auto', as on Slurm and TPUs",
+        )
         return added
 
     runs_trials(

@@ -37,6 +37,12 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def meet(what: str) -> None:
+    """Returns when all processes are here. What the first one wrote before is there for the others after it."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
 def make_mesh(members: int, examples: int) -> Mesh | None:
     """The mesh for programs of ``members`` members on batches of ``examples``; None where one device does the work.
 

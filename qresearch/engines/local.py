@@ -15,7 +15,8 @@ from qresearch.engines.process import Worker
 
 class Local:
     """In worker processes on this machine, one per slot: a crash, or memory that runs out, costs one attempt at what
-    the worker was doing. ``workers``: one for each GPU, which it has for itself; or one, whose programs use all cores.
+    the worker was doing. ``workers``: one for each GPU, or one, whose programs use all cores; fewer than GPUs have
+    several each, over which populations and batches are spread.
     """
 
     pieces = KEPT
@@ -106,10 +107,15 @@ def gpus() -> tuple[str, ...]:
 
 
 def variables(slot: int, slots: int) -> dict[str, str]:
-    """The environment variables that give a worker its GPU, and its share of the memory where several share one."""
+    """The environment variables that give a worker its GPUs, or its share of the memory of one that several share."""
     found = gpus()
     if not found:
         return {}
+    if slots <= len(found):
+        each = len(found) // slots
+        return {"CUDA_VISIBLE_DEVICES": ",".join(found[slot * each : (slot + 1) * each])}
     sharing = -(-slots // len(found))
-    share = {} if sharing == 1 else {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / sharing:.3f}"}
-    return {"CUDA_VISIBLE_DEVICES": found[slot % len(found)], **share}
+    return {
+        "CUDA_VISIBLE_DEVICES": found[slot % len(found)],
+        "XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / sharing:.3f}",
+    }

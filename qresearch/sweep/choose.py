@@ -16,6 +16,7 @@ from qresearch.allocation import ALLOCATORS, Measure, Problem, check_budgets, re
 from qresearch.calibration import MenuQParams
 from qresearch.config import RunConfig, SensitivityConfig, trial_label
 from qresearch.data.dataset import with_first
+from qresearch.devices import is_first
 from qresearch.errors import DataError
 from qresearch.evaluation import Batches, make_batches
 from qresearch.models import Variables
@@ -72,8 +73,9 @@ class Chooser:
                 found = additivity(table, self.measure(key, variables, qparams, table, chosen), chosen.joint)
                 content["joint"] = joint_json(found)
             path = self._table_path(key, chosen)
-            make_folder(path.parent)
-            write_sealed(path, content)
+            if is_first():
+                make_folder(path.parent)
+                write_sealed(path, content)
             self._sensitivities[key, chosen] = table
         return self._sensitivities[key, chosen]
 

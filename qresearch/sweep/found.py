@@ -11,6 +11,7 @@ import numpy as np
 
 from qresearch.checkpoint import load_checkpoint, save_checkpoint
 from qresearch.config import RunConfig, config_hash
+from qresearch.devices import is_first
 from qresearch.errors import DataError
 from qresearch.models import Variables
 from qresearch.qmodel import QParams, QuantizedModel
@@ -40,6 +41,8 @@ class Found(NamedTuple):
 
 def save_found(folder: Path, config: RunConfig, found: Found) -> None:
     """Writes ``<hash of the config>.json`` and, where there is a start, a checkpoint beside it, which comes first."""
+    if not is_first():
+        return
     make_folder(folder)
     content: dict[str, Any] = {"bits": found.bits.tolist(), "taken": found.taken}
     if found.start is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qresearch.config import HalvingConfig, RunConfig, config_hash, resolved
+from qresearch.devices import is_first
 from qresearch.errors import ConfigError, DataError
 from qresearch.results import RunFolder
 from qresearch.results.atomic import make_folder
@@ -66,6 +67,8 @@ def check_halving(chosen: HalvingConfig, config: RunConfig) -> None:
 def save_score(folder: Path, config: RunConfig, epoch: int, score: float) -> None:
     """Stores the validation score, larger for the better, of a trial that stands at the end of an epoch."""
     path = _path(folder, config, epoch)
+    if not is_first():
+        return
     make_folder(path.parent)
     write_sealed(path, {"key": config_hash(config), "epoch": epoch, "score": score})
 

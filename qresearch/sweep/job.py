@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from qresearch.config import RunConfig, config_hash
+from qresearch.devices import is_first, meet
 from qresearch.engines.base import Tell
 from qresearch.results import RunFolder, open_run
 from qresearch.sweep.bench import Bench
@@ -30,11 +31,18 @@ class Jobs:
         path, piece = read_piece(text)
         self._relay.tell = tell
         if piece.kind == "float":
-            floats = obtain_floats(piece.configs, path / "float", self._relay)
-            failed = {key: model.failure for key, model in floats.items() if model.failure is not None}
-            if failed:
-                tell({"floats_failed": failed})
-            return
+            self._train_floats(path, piece, tell)
+        else:
+            self._run_trials(path, piece, tell)
+        meet("the end of a job")
+
+    def _train_floats(self, path: Path, piece: Piece, tell: Tell) -> None:
+        floats = obtain_floats(piece.configs, path / "float", self._relay)
+        failed = {key: model.failure for key, model in floats.items() if model.failure is not None}
+        if failed:
+            tell({"floats_failed": failed})
+
+    def _run_trials(self, path: Path, piece: Piece, tell: Tell) -> None:
         # A job that is given again, because its worker was lost or seemed to be, has left records.
         run = open_run(path)
         pending = [config for config in piece.configs if not run.has(config_hash(config))]
@@ -61,8 +69,10 @@ class Jobs:
 
 def store(run: RunFolder, bench: Bench, outcome: Outcome) -> None:
     """Writes the record of an outcome, and what belongs to it; the record comes last, because it says that the trial
-    is finished.
+    is finished. Of several processes the first one writes.
     """
+    if not is_first():
+        return
     record = make_record(outcome, bench.sketch, bench.setup.task)
     examples = None if outcome.test is None else per_example(outcome.test, bench.setup.task)
     run.start(record.key, record.label, record.config)

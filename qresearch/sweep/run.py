@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -19,11 +21,13 @@ from qresearch.config import (
     sweep_identity,
     trial_label,
 )
+from qresearch.devices import is_first, meet
 from qresearch.engines import check_engine
 from qresearch.report.searches import keep_settings
-from qresearch.results import RunFolder, create_run, environment
+from qresearch.results import RunFolder, create_run, environment, open_run
 from qresearch.results.ledger import open_or_renew
 from qresearch.results.lock import locked
+from qresearch.results.run_folder import run_path
 from qresearch.sweep.assemble import known_names
 from qresearch.sweep.batches import batches
 from qresearch.sweep.bench import Bench
@@ -75,22 +79,30 @@ def run_sweep(sweep: SweepConfig, source: str, display: Display, on_start: Calla
 
     source: the text of the configuration file. A trial that fails is recorded with its reason; the others go on.
     An interrupt leaves all finished records in place, and the same command continues. Trials that were added to the
-    config's ``sweep`` join the run that is there. ``DataError`` if another process is writing the run.
+    config's ``sweep`` join the run that is there. ``DataError`` if another process is writing the run. Processes that
+    ``devices.join`` has joined all call this, with the engine ``inline``, and do it together.
     """
     configs = plan_sweep(sweep)
     first = (*configs, *suggest_ends(sweep))[0]
     output, identity = Path(first.output).expanduser(), sweep_identity(sweep)
     # Where the run is now is where it will go on.
     settings = [setting for setting in sweep.settings if not setting.startswith("output=")]
-    run = create_run(output, first.name, source, identity, environment(), settings)
-    with locked(run.path), open_or_renew(run.path, display.line) as ledger:
-        keep_settings(run, resolved(first)["report"])
-        on_start(run)
+    with contextlib.ExitStack() as stack:
+        if is_first():
+            run = create_run(output, first.name, source, identity, environment(), settings)
+            stack.enter_context(locked(run.path))
+            folder = run.path
+            keep_settings(run, resolved(first)["report"])
+            on_start(run)
+        else:  # of several processes the first one writes; the others need a ledger, and nobody reads it
+            folder, display = Path(stack.enter_context(tempfile.TemporaryDirectory())), Silent()
+        meet("the run is there")
+        run = open_run(run_path(output, first.name, identity))
+        ledger = stack.enter_context(open_or_renew(folder, display.line))
         ledger.reconcile({config_hash(config): trial_label(config) for config in configs}, run.done())
-        with (
-            mirrors(first.trackers, run, display.line) as kept,
-            batches(sweep, first, run, ledger, display, kept) as made,
-        ):
-            made.execute(configs)
-            run_suggested(sweep, run, made.execute, lambda config: check_trials([config]), display.line)
+        mirrored = stack.enter_context(mirrors(first.trackers if is_first() else (), run, display.line))
+        made = stack.enter_context(batches(sweep, first, run, ledger, display, mirrored))
+        meet("all know what is done")
+        made.execute(configs)
+        run_suggested(sweep, run, made.execute, lambda config: check_trials([config]), display.line)
     return SweepResult(run, made.ran, made.found, made.stopped, tuple(made.failed))

@@ -151,6 +151,8 @@ def test_workers_are_kept_from_job_to_job(start, tmp_path):
     ("visible", "slots", "expected"),
     [
         ("0,1", 2, [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]),
+        ("0,1,2,3", 2, [{"CUDA_VISIBLE_DEVICES": "0,1"}, {"CUDA_VISIBLE_DEVICES": "2,3"}]),
+        ("0,1,2", 2, [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]),
         ("GPU-a", 2, [{"CUDA_VISIBLE_DEVICES": "GPU-a", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.450"}] * 2),
         ("", 2, [{}, {}]),
         ("-1", 1, [{}]),
