@@ -11,13 +11,23 @@ import queue
 import signal
 import sys
 import threading
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
+from qresearch.engines.base import Tell
 from qresearch.errors import QResearchError
 
 
-def main() -> int:
-    """Does jobs until standard input ends, which ends this process at once, whatever it is doing."""
+class Doer(Protocol):
+    """Does a job of this text; ``tell`` takes its messages."""
+
+    def run(self, text: str, tell: Tell) -> None: ...
+
+
+def main(make: Callable[[], Doer] | None = None) -> int:
+    """Does jobs until standard input ends, which ends this process at once, whatever it is doing. make: makes what
+    does them (None: ``Jobs``).
+    """
     # Libraries print to standard output now and then: what they say goes into the log, messages go where it was.
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -28,9 +38,7 @@ def main() -> int:
         out.write(json.dumps(message) + "\n")
         out.flush()
 
-    from qresearch.sweep.job import Jobs  # after the thread: JAX takes seconds to import, and may hang
-
-    worker = Jobs()
+    worker = (make or _jobs)()
     begun = False
     while True:
         text = jobs.get()
@@ -43,6 +51,12 @@ def main() -> int:
             tell({"error": str(error)})
             return error.exit_status
         tell({"end": True})
+
+
+def _jobs() -> Doer:
+    from qresearch.sweep.job import Jobs  # after the thread begins: JAX takes seconds to import, and may hang
+
+    return Jobs()
 
 
 def _listen(jobs: queue.SimpleQueue[str]) -> None:
