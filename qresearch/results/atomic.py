@@ -11,6 +11,7 @@ import errno
 import json
 import math
 import os
+import shutil
 import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -88,6 +89,15 @@ def read_json_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
         else:
             torn += 1
     return rows, torn
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Removes what killed writers left below a folder: files, and checkpoints of orbax, that never got their name. For
+    whoever knows that nobody is writing there.
+    """
+    for path in [*folder.rglob(".*.tmp"), *folder.rglob("*.orbax-checkpoint-tmp*")]:
+        with contextlib.suppress(OSError):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _write_and_sync(path: Path, data: bytes) -> None:

@@ -25,6 +25,7 @@ from qresearch.devices import is_first, meet
 from qresearch.engines import check_engine
 from qresearch.report.searches import keep_settings
 from qresearch.results import RunFolder, create_run, environment, open_run
+from qresearch.results.atomic import remove_unfinished
 from qresearch.results.ledger import open_or_renew
 from qresearch.results.lock import locked
 from qresearch.results.run_folder import run_path
@@ -92,6 +93,8 @@ def run_sweep(sweep: SweepConfig, source: str, display: Display, on_start: Calla
             run = create_run(output, first.name, source, identity, environment(), settings)
             stack.enter_context(locked(run.path))
             folder = run.path
+            remove_unfinished(folder)
+            stack.callback(remove_unfinished, folder)
             keep_settings(run, resolved(first)["report"])
             on_start(run)
         else:  # of several processes the first one writes; the others need a ledger, and nobody reads it

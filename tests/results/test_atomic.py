@@ -106,6 +106,22 @@ def test_folder_that_cannot_be_synced_is_no_failure(tmp_path, monkeypatch):
     assert (tmp_path / "a").read_text() == "x"
 
 
+def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
+    kept = [tmp_path / "a.json", tmp_path / "b" / "c.tmp", tmp_path / "b" / ".hidden", tmp_path / ".git" / "x"]
+    left = [
+        tmp_path / ".a.json.0f.tmp",
+        tmp_path / "b" / ".c.1e.tmp",
+        tmp_path / "b" / "0.orbax-checkpoint-tmp-1" / "d",
+    ]
+    for path in kept + left:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("x")
+    atomic.remove_unfinished(tmp_path)
+    assert all(path.exists() for path in kept)
+    assert not any(path.exists() for path in left)
+    assert not (tmp_path / "b" / "0.orbax-checkpoint-tmp-1").exists()
+
+
 def test_json_lines_round_trip_with_nan_as_null(tmp_path):
     path = tmp_path / "metrics.jsonl"
     rows = [{"step": 0, "loss": 1.5}, {"step": 1, "loss": float("nan"), "nested": {"x": [float("inf")]}}]
