@@ -114,12 +114,12 @@ def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
         tmp_path / "b" / "0.orbax-checkpoint-tmp-1" / "d",
     ]
     for path in kept + left:
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(exist_ok=True, parents=True)
         path.write_text("x")
     atomic.remove_unfinished(tmp_path)
     assert all(path.exists() for path in kept)
     assert not any(path.exists() for path in left)
-    assert not (tmp_path / "b" / "0.orbax-checkpoint-tmp-1").exists()
+    assert not torn.exists()
 
 
 def test_json_lines_round_trip_with_nan_as_null(tmp_path):
