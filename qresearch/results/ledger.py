@@ -135,6 +135,10 @@ def open_ledger(folder: Path) -> Iterator[Ledger]:
             connection.execute(_SCHEMA)
             (answer,) = connection.execute("PRAGMA quick_check").fetchone()
             columns = [row[1] for row in connection.execute("PRAGMA table_info(trials)")]
+        except (
+            sqlite3.OperationalError
+        ) as error:  # a full disk, a lock, a folder that is read-only: not the file's fault
+            raise DataError(f"cannot write {path}: {error}") from error
         except sqlite3.DatabaseError as error:
             raise _damaged(path, str(error)) from error
         if answer != "ok" or columns != list(Row._fields):
@@ -150,7 +154,7 @@ def open_or_renew(folder: Path, report: Callable[[str], None]) -> Iterator[Ledge
     with contextlib.ExitStack() as stack:
         try:
             ledger = stack.enter_context(open_ledger(folder))
-        except DataError as error:
+        except _DamagedError as error:
             aside = folder / f"ledger-damaged-{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%S%f}.sqlite"
             for suffix in ("", "-wal", "-shm"):
                 file = folder / f"{NAME}{suffix}"
@@ -169,8 +173,14 @@ def read_ledger(folder: Path) -> tuple[Row, ...]:
         return ledger.rows()
 
 
-def _damaged(path: Path, reason: str) -> DataError:
-    return DataError(f"{path}: is damaged ({reason}); nothing else depends on it, and the next sweep begins it anew")
+class _DamagedError(DataError):
+    """A file that is not a ledger, or no longer."""
+
+
+def _damaged(path: Path, reason: str) -> _DamagedError:
+    return _DamagedError(
+        f"{path}: is damaged ({reason}); nothing else depends on it, and the next sweep begins it anew"
+    )
 
 
 def _now() -> str:
