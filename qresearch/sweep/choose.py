@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from qresearch.allocation import ALLOCATORS, Measure, Problem, check_budgets, refine
 from qresearch.calibration import MenuQParams
-from qresearch.config import RunConfig, SensitivityConfig, trial_label
+from qresearch.config import RunConfig, SensitivityConfig, file_label, trial_label
 from qresearch.data.dataset import with_first
 from qresearch.evaluation import Batches, make_batches
 from qresearch.models import Variables
@@ -54,7 +54,9 @@ class Chooser:
         """
         if (key, chosen) not in self._sensitivities:
             started, model = time.monotonic(), self.bench.model(key, variables)
-            name = "-".join([key, chosen.method, *(f"{option}={value}" for option, value in chosen.options)])
+            name = file_label(
+                "-".join([key, chosen.method, *(f"{option}={value}" for option, value in chosen.options)])
+            )
             evaluations = sum(len(menu) for menu in model.menus) + 1
             with self.bench.reporter.phase(f"sensitivity ({chosen.method})", evaluations) as advance:
                 batches, task, prepare = self._measured_on(chosen), self.bench.setup.task, self.bench.setup.data.prepare
