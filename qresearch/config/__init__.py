@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qresearch.config.halving import HalvingConfig
-from qresearch.config.identity import FREE, config_hash, resolved, search_name, trial_label
+from qresearch.config.identity import FREE, config_hash, file_label, resolved, search_name, trial_label
 from qresearch.config.load import (
     SweepConfig,
     expand,
@@ -52,6 +52,7 @@ __all__ = [
     "check_names",
     "config_hash",
     "expand",
+    "file_label",
     "from_mapping",
     "halving_of",
     "load",

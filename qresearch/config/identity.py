@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from typing import Any
 
 from qresearch.config.schema import RunConfig
 
 # What moves, renames, draws or runs results otherwise, and does not change what they are.
 FREE = ("name", "output", "report", "engine", "checkpoints", "trackers")
+
+_LONGEST_LABEL = 100  # characters, with room for what comes before and after it
 
 
 def resolved(config: RunConfig) -> dict[str, Any]:
@@ -33,7 +36,18 @@ def trial_label(config: RunConfig) -> str:
     steps: list[str] = [config.flow]
     if config.flow != "float":
         steps += [_quantizers(config), *(method.name for method in config.ptq), _allocation(config)]
-    return "-".join([*steps, f"seed{config.seed}"])
+    return file_label("-".join([*steps, f"seed{config.seed}"]))
+
+
+def file_label(text: str) -> str:
+    """The text where it can be part of a file name on any system. Otherwise its beginning, "_" for every character that
+    cannot, and a hash that tells it from others: options are texts of a user's, and lists of methods have any length.
+    """
+    clean = re.sub(r"[^A-Za-z0-9_.+=,-]|^[^A-Za-z0-9_]|\.$", "_", text)
+    if clean == text and 0 < len(text) <= _LONGEST_LABEL:
+        return text
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{clean[: _LONGEST_LABEL - 9] or '_'}-{digest[:8]}"
 
 
 def _quantizers(config: RunConfig) -> str:

@@ -122,7 +122,8 @@ def _problems(
         lengths = {".".join(column[0].path): len(column) for column in zipped}
         yield Explanation(("sweep", "zip"), f"expected lists of equal length, got {shown(lengths)}", "value")
     if runs > MAX_RUNS:
-        yield Explanation(("sweep",), f"expected at most {MAX_RUNS} runs, got {runs}", "value")
+        got = str(runs) if runs < 10**18 else "more than 10^18"  # Python refuses to print thousands of digits
+        yield Explanation(("sweep",), f"expected at most {MAX_RUNS} runs, got {got}", "value")
     columns = [column[0] for column in (*grid, *zipped)]
     for item in items if runs <= MAX_RUNS else ():
         yield from _clashes([*columns, *item])

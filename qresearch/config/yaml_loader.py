@@ -2,7 +2,7 @@
 
 Built on PyYAML's event stream instead of its constructors, so that no tag can construct anything. Differences from
 ``yaml.safe_load``: ``1e-3`` is a number and ``no``, ``on``, ``010`` mean what they look like; duplicate keys, anchors,
-aliases, tags, merge keys, deep nesting and large files are refused.
+aliases, tags, merge keys, deep nesting, large files and very many values are refused.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from qresearch.errors import ConfigError
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 32
+# Keys, values and lists together: what the schema makes of a megabyte of small ones would take 140 MB and ten seconds.
+MAX_VALUES = 100_000
 
 # https://yaml.org/spec/1.2.2/#103-core-schema
 _WORDS: dict[str, bool | float | None] = {
@@ -68,7 +70,7 @@ def parse_yaml(text: str) -> tuple[Any, dict[KeyPath, int], list[Problem]]:
         return None, {}, [Problem(line, (), f"character U+{error.character:04X} may not stand in a YAML file")]
     try:
         value = reader.document()
-    except _TooDeepError:
+    except _TooMuchError:
         value = None
     except yaml.MarkedYAMLError as error:
         value = None
@@ -106,7 +108,7 @@ def _unreadable(source: str, message: str, line: int | None = None) -> ConfigErr
     return config_error(source, [Problem(line, (), message)])
 
 
-class _TooDeepError(Exception):
+class _TooMuchError(Exception):
     pass
 
 
@@ -117,6 +119,7 @@ class _Reader:
         self.events = yaml.SafeLoader(text)
         self.lines: dict[KeyPath, int] = {}
         self.problems: list[Problem] = []
+        self.values = 0
 
     def problem(self, path: KeyPath, message: str, line: int | None = None) -> None:
         self.problems.append(Problem(self.events.line + 1 if line is None else line, path, message))
@@ -136,6 +139,10 @@ class _Reader:
     def value(self, path: KeyPath) -> Any:
         event = self.events.get_event()
         line = event.start_mark.line + 1
+        self.values += 1
+        if self.values > MAX_VALUES:
+            self.problem((), f"more than {MAX_VALUES} values; expected a configuration, not data", line)
+            raise _TooMuchError
         self.lines.setdefault(path, line)
         if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
             self.problem(path, "anchors (&) and aliases (*) are not used here; write the value out", line)
@@ -147,7 +154,7 @@ class _Reader:
             return self.scalar(event, path, line)
         if len(path) >= MAX_DEPTH:
             self.problem(path, f"nested more than {MAX_DEPTH} deep", line)
-            raise _TooDeepError
+            raise _TooMuchError
         return self.mapping(path) if isinstance(event, yaml.MappingStartEvent) else self.sequence(path)
 
     def mapping(self, path: KeyPath) -> dict[str, Any]:

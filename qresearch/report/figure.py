@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _MARKERS = "osD^vPX"
 _LINES = ("-", "--", "-.", ":")
+_LONGEST = 80  # characters of a name, at which a panel beside its legend is still a panel
 _INSIDE, _COLUMN = 10, 22  # legend entries that fit into a panel, and into a column of its height beside it
 
 
@@ -106,5 +107,8 @@ def _series(axes: Axes, index: int, points: Sequence[Point], cost: str) -> None:
 
 
 def literal(text: str) -> str:
-    """Names come from records: a dollar sign in one is no mathematics, a leading underscore hides no legend entry."""
-    return text.replace("$", r"\$").lstrip("_")
+    """Names come from records: a dollar sign in one is no mathematics, a leading underscore hides no legend entry, and
+    a long one leaves room for the axes.
+    """
+    shown = text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+    return shown.replace("$", r"\$").lstrip("_")

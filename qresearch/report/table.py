@@ -85,7 +85,8 @@ def score_text(value: Estimate) -> str:
 
 
 def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Cells as aligned text, one line per row."""
+    """Cells as aligned text, one line per row, without line breaks and escapes, which a reason may hold."""
+    rows = [["".join(c if c.isprintable() else " " for c in cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(header, *rows)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in (header, *rows))
     return "\n".join(lines) + "\n"

@@ -224,7 +224,7 @@ _DONE: dict[str, schema.Check] = {
 }
 _FAILED: dict[str, schema.Check] = {
     **_DONE,
-    "reason": schema.text,
+    "reason": schema.lines,
     "costs": schema.fields(
         dict.fromkeys(_COSTS, schema.optional(schema.not_negative)), others=schema.optional(schema.not_negative)
     ),

@@ -41,8 +41,14 @@ def integer(field: str, value: Any) -> Iterator[str]:
 
 
 def text(field: str, value: Any) -> Iterator[str]:
-    """A string that is not empty."""
-    if not isinstance(value, str) or not value:
+    """A string of one or more printable characters: it goes to terminals and into figures."""
+    if not isinstance(value, str) or not value or not value.isprintable():
+        yield f"{field}: expected a text of printable characters, got {_shown(value)}"
+
+
+def lines(field: str, value: Any) -> Iterator[str]:
+    """A string that is not empty, which may have any characters that files can hold."""
+    if not isinstance(value, str) or not value or any("\ud800" <= character <= "\udfff" for character in value):
         yield f"{field}: expected a text that is not empty, got {_shown(value)}"
 
 

@@ -7,7 +7,7 @@ import io
 import json
 from pathlib import Path
 
-from qresearch.results import Record
+from qresearch.results import Record, safe_name
 from qresearch.results.atomic import make_folder, write_bytes
 from qresearch.trackers.tracker import Rows, Tracker, fingerprint, scalars, settings
 
@@ -24,7 +24,7 @@ class _TensorBoard:
         self.folder = folder
 
     def log(self, record: Record, rows: Rows) -> None:
-        own = self.folder / f"{record.key[:8]}-{record.label}"
+        own = self.folder / f"{record.key[:8]}-{safe_name(record.label)}"  # a record may come from another's file
         file = own / f"events.out.tfevents.{fingerprint(record)[:16]}"
         if not file.exists():
             make_folder(own)

@@ -197,6 +197,11 @@ def test_the_number_of_runs_is_bounded(tmp_path: Path) -> None:
     assert problems(tmp_path, text) == [f"my.yaml:5  sweep: expected at most 10000 runs, got {30**10 * 4}"]
 
 
+def test_a_number_of_runs_that_python_cannot_print_is_refused_too() -> None:
+    with pytest.raises(ConfigError, match=r"sweep: expected at most 10000 runs, got more than 10\^18$"):
+        runs({"grid": {f"seed.{i}": [1, 2] for i in range(15_000)}})
+
+
 def test_overrides_of_the_sweep_are_named_as_such(tmp_path: Path) -> None:
     assert problems(tmp_path, SWEPT, "sweep.grid.seed=[-1]", "sweep.zip={}") == [
         "--set  seed: expected a whole number from 0 to 4294967295, got -1",

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qresearch.config import yaml_loader
 from qresearch.config.yaml_loader import MAX_BYTES, MAX_DEPTH, parse_yaml, read_document
 from qresearch.errors import ConfigError
 
@@ -140,6 +141,15 @@ def test_depth_is_bounded(opening: str) -> None:
 def test_depth_within_the_bound_is_read() -> None:
     assert problems_of("[" * MAX_DEPTH + "]" * MAX_DEPTH) == []
     assert len(problems_of("[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1))) == 1
+
+
+def test_the_number_of_values_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(yaml_loader, "MAX_VALUES", 10)
+    refused = [(2, "", "more than 10 values; expected a configuration, not data")]
+    assert problems_of("[1, 1, 1, 1,\n1, 1, 1, 1, 1]") == []  # and the list itself
+    assert problems_of("[1, 1, 1, 1,\n1, 1, 1, 1, 1, 1]") == refused
+    assert problems_of("{a: 1, b: {c: {}, d: []},\n}") == []
+    assert problems_of("{a: 1, b: {c: {}, d: []},\ne: 1}") == refused
 
 
 def test_long_numbers_are_read_up_to_the_bound() -> None:

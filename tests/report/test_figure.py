@@ -60,7 +60,7 @@ def test_a_legend_of_many_series_stands_beside_the_panel():
     assert shapes[1][1] > 1.5 * shapes[0][1]
 
 
-@pytest.mark.parametrize("name", ["a$b", "_hidden", r"$\frac$", "${", "<b>", "a\nb"])
+@pytest.mark.parametrize("name", ["a$b", "_hidden", r"$\frac$", "${", "<b>", "a" * 300])
 def test_strange_names_draw(name):
     found = points_of([make_record(quantizer=name, model=name, score_name=name), make_record(flow="float", model=name)])
     assert front_png(found, front(found)).startswith(b"\x89PNG")

@@ -26,6 +26,7 @@ from qresearch.results.record import (
 )
 
 PATH = Path("trials/abc/result.json")
+printable = st.characters(exclude_categories=["C", "Z"])
 finite = st.floats(allow_nan=False, allow_infinity=False)
 numbers = st.recursive(
     finite | st.integers(), lambda inner: st.dictionaries(st.text(), inner, max_size=3), max_leaves=8
@@ -47,7 +48,7 @@ def with_checksum(content):
 @given(
     config=st.dictionaries(st.text(), json_values, max_size=4),
     extra=numbers,
-    label=st.text(min_size=1),
+    label=st.text(printable, min_size=1),
     seconds=st.floats(0, 1e300),
     bits=st.lists(st.tuples(st.floats(0, 32), st.floats(0, 32)), max_size=5),
 )
