@@ -12,7 +12,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from resume_cases import CASES, images
+from resume_cases import CASES, equal, images
 
 from qresearch import devices
 from qresearch.evaluation import evaluate, make_batches
@@ -38,6 +38,8 @@ def found(folder, cases, work):
         for count in counts:
             keepers = [Keeper(folder / f"{case} {i} of {count}", 7, 2, print) for i in range(count)]
             outcomes = list(trainer.train(trials[:count], 1, keepers=keepers))
+            again = trainer.train(trials[:count], 1, keepers=keepers)  # from the last checkpoint
+            assert all(equal(*pair) for pair in zip(again, outcomes, strict=True))
             history = [[list(row.values()) for row in outcome.history] for outcome in outcomes]
             rows[f"{case}, {count}: history"] = np.asarray(history)[..., 1:]
             if case == "float":  # adam makes steps of gradients that are rounding noise
