@@ -19,6 +19,7 @@ from pathlib import Path
 from qresearch.engines.base import Event, Message
 from qresearch.errors import DataError
 
+OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # as XLA says it
 _GRACE = 1.0  # seconds between asking a worker to end and making it
 
 
@@ -31,6 +32,7 @@ class Worker:
         try:
             log.parent.mkdir(parents=True, exist_ok=True)
             with log.open("ab") as stream:
+                self._begin = stream.seek(0, os.SEEK_END)
                 self._process = subprocess.Popen(
                     command,
                     stdin=subprocess.PIPE,
@@ -92,7 +94,7 @@ class Worker:
             name = signal.Signals(-status).name
             why = " (out of memory?)" if name == "SIGKILL" else ""
             return f"the worker was ended by {name}{why}"
-        return f"the worker ended with status {status}: {_last_line(self.log)} (see {self.log})"
+        return f"the worker ended with status {status}: {_telling_line(self.log, self._begin)} (see {self.log})"
 
     def ask_to_end(self) -> None:
         """Asks the worker to end, and does not wait for it."""
@@ -115,11 +117,12 @@ class Worker:
             os.killpg(self._process.pid, number)
 
 
-def _last_line(log: Path) -> str:
+def _telling_line(log: Path, begin: int) -> str:
+    """The last line that was logged since ``begin``, or the one that says that a device's memory ran out."""
     try:
         with log.open("rb") as stream:
-            stream.seek(max(0, log.stat().st_size - 4096))
-            lines = stream.read().decode(errors="replace").split("\n")
+            stream.seek(max(begin, log.stat().st_size - 1_000_000))
+            lines = [line.strip()[:300] for line in stream.read().decode(errors="replace").split("\n") if line.strip()]
     except OSError:
         return "no log"
-    return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "nothing logged")
+    return next((line for line in lines if OUT_OF_MEMORY in line), lines[-1] if lines else "nothing logged")

@@ -10,11 +10,12 @@ from typing import NamedTuple
 
 from qresearch.config import RunConfig, config_hash, trial_label
 from qresearch.engines.base import Deliver, Engine, Event, Job, Message
+from qresearch.engines.process import OUT_OF_MEMORY
 from qresearch.errors import EngineError
 from qresearch.results import RunFolder
 from qresearch.results.ledger import Ledger
 from qresearch.sweep.floats import float_key
-from qresearch.sweep.plan import Piece
+from qresearch.sweep.plan import Piece, group_key
 from qresearch.sweep.progress import Advance, Display
 
 _POLL = 1.0  # seconds
@@ -170,13 +171,15 @@ class Coordinator:
         if not rest.configs:
             return
         names = f"{len(rest.configs)} {'float models' if rest.kind == 'float' else 'trials'}"
-        if lost < self._attempts:
+        if OUT_OF_MEMORY in reason and len(rest.configs) > 1:
+            self._make_smaller(rest, reason)
+        elif lost < self._attempts:
             self._display.line(f"warning: {reason}; {names} again")
             self._todo.insert(0, Attempt(rest, lost))
         elif len(rest.configs) > 1:
             self._display.line(f"warning: {reason}; {names} again, in two parts")
             last = self._attempts - 1 if len(rest.configs) > 3 else 0
-            self._todo[:0] = [Attempt(half, last) for half in rest.halves()]
+            self._todo[:0] = [Attempt(half, last) for half in rest.parts(-(-len(rest.configs) // 2))]
         elif rest.kind == "float":
             (config,) = rest.configs
             self._without[float_key(config)] = f"float training: {reason} ({lost} times)"
@@ -185,6 +188,18 @@ class Coordinator:
             (config,) = rest.configs
             self._display.line(f"warning: {reason}; {trial_label(config)} has failed")
             self._give_up(config, f"{reason} ({lost} times)")
+
+    def _make_smaller(self, piece: Piece, reason: str) -> None:
+        """Halves a piece whose population did not fit into memory, and all of its group that are not smaller."""
+        size = -(-len(piece.configs) // 2)
+        self._display.line(f"warning: {reason}; from now on {size} {piece.kind} at a time")
+        kind = (piece.kind, group_key(piece.configs[0]))
+        smaller: list[Attempt] = []
+        for attempt in (Attempt(piece), *self._todo):
+            own = attempt.piece
+            same = (own.kind, group_key(own.configs[0])) == kind and len(own.configs) > size
+            smaller += [Attempt(part) for part in own.parts(size)] if same else [attempt]
+        self._todo = smaller
 
     def _check_start(self, reason: str) -> None:
         """EngineError where workers end before they begin, again and again: that is not the trials' doing."""

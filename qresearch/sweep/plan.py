@@ -46,11 +46,9 @@ class Piece(NamedTuple):
         content = {"run": str(run.absolute()), "kind": self.kind, "configs": configs}
         return json.dumps({**content, "widths": self.widths, "until": self.until})
 
-    def halves(self) -> tuple[Piece, ...]:
-        """Two pieces in place of one; itself if there is one config only."""
-        middle = len(self.configs) // 2
-        parts = (self.configs[:middle], self.configs[middle:])
-        return tuple(self._replace(configs=part) for part in parts if part)
+    def parts(self, size: int) -> tuple[Piece, ...]:
+        """Pieces of at most so many configs in place of one."""
+        return tuple(self._replace(configs=part) for part in _parts(self.configs, size))
 
 
 def read_piece(text: str) -> tuple[Path, Piece]:

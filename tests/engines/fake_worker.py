@@ -33,6 +33,8 @@ def run(text, tell):
         print("a library prints this")
     if job.get("refuse"):
         raise DataError("the disk is full")
+    if job.get("memory"):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.\nBufferAssignment: ...")
     if job.get("raise"):
         raise ZeroDivisionError("a defect")
     if "exit" in job:

@@ -90,8 +90,13 @@ def test_every_job_ends_once(start, name, tmp_path):
 @apart
 @pytest.mark.parametrize(
     ("ending", "reason"),
-    [({"kill": signal.SIGKILL}, "SIGKILL (out of memory?)"), ({"exit": 7}, "status 7"), ({"raise": True}, "a defect")],
-    ids=["killed", "exit", "defect"],
+    [
+        ({"kill": signal.SIGKILL}, "SIGKILL (out of memory?)"),
+        ({"exit": 7}, "status 7"),
+        ({"raise": True}, "a defect"),
+        ({"memory": True}, "RESOURCE_EXHAUSTED: Out of memory"),
+    ],
+    ids=["killed", "exit", "defect", "memory"],
 )
 def test_a_lost_worker_costs_its_own_job_only(start, name, ending, reason):
     one = start(name)

@@ -147,6 +147,25 @@ def test_a_trial_that_ends_every_worker_is_found_and_fails_alone(tmp_path, poiso
     assert coordinator.failures == desk.failed == {key: f"the worker was ended by SIGKILL ({attempts} times)"}
 
 
+def test_a_population_that_does_not_fit_is_halved_at_once_and_so_are_the_others(tmp_path):
+    sizes = []
+
+    def play(piece):
+        sizes.append(len(piece.configs))
+        yield BEGUN
+        if len(piece.configs) > 1:
+            yield "lost", {"reason": "the worker ended with status 1: RESOURCE_EXHAUSTED: Out of memory"}
+        else:
+            yield from done(piece)
+
+    desk = Desk(tmp_path, play)
+    desk.work([], pieces(TRIALS, 3))
+    assert states(desk) == ["done"] * 6
+    assert sorted(sizes, reverse=True)[:3] == [3, 3, 2]  # two were running when the first was lost
+    assert sizes.count(1) == 6
+    assert any(line.endswith("from now on 2 trials at a time") for line in desk.display.lines)
+
+
 def test_workers_that_never_begin_end_the_sweep_with_their_reason(tmp_path):
     def play(piece):
         yield "lost", {"reason": "the worker ended with status 1: ImportError: no jax"}
