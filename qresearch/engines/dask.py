@@ -100,8 +100,10 @@ class Dask:
 
     def close(self) -> None:
         # Tasks on a cluster of others would go on for nobody; their workers end with the thread that feeds them.
-        self._client.cancel(list(self._futures.values()), force=True)
-        self._client.close()
+        if self._client.status == "running":
+            self._client.cancel(list(self._futures.values()), force=True)
+        self._futures.clear()
+        self._client.close(timeout=2)
         if self._cluster is not None:
             self._cluster.close()
 
