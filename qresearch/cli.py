@@ -40,6 +40,8 @@ def main(arguments: Sequence[str]) -> int:
     """Runs one command and returns its exit status. What a user can mend is one line on stderr, not a traceback."""
     options = _parser().parse_args(arguments)
     try:
+        if getattr(options, "distributed", None) is not None:
+            commands.join(options)
         return options.command(options)
     except QResearchError as error:
         lines = str(error).splitlines()
@@ -75,10 +77,27 @@ def _parser() -> argparse.ArgumentParser:
         )
         return added
 
-    configured("sweep", commands.sweep, "run every trial of a config that has no result yet, and report the front")
-    configured("run", commands.run, "run a config that describes one trial")
-    search = configured(
-        "search", commands.search, "let allocators and searches choose the bits, and compare their fronts"
+    def runs_trials(added: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        for flag, key, text in (
+            ("--engine", "engine.name", "where trials run, see 'qresearch list engines'"),
+            ("--workers", "engine.workers", "how many workers at a time"),
+        ):
+            form = f"{key}={{}}".format
+            added.add_argument(flag, dest="set", action="append", type=form, help=f"{text}: --set {key}=...")
+        added.add_argument(
+            "--distributed",
+            metavar="HOST:PORT,N,I",
+            help="run trials together with other processes, which get the same command: the address of the first, how"
+            " many they are, the number of this one from 0; or 'auto', as on Slurm and TPUs",
+        )
+        return added
+
+    runs_trials(
+        configured("sweep", commands.sweep, "run every trial of a config that has no result yet, and report the front")
+    )
+    runs_trials(configured("run", commands.run, "run a config that describes one trial"))
+    search = runs_trials(
+        configured("search", commands.search, "let allocators and searches choose the bits, and compare their fronts")
     )
     search.add_argument(
         "--budgets", help="comma-separated, in the unit of --cost, with PTQ (default: as in the config)"
@@ -94,19 +113,24 @@ def _parser() -> argparse.ArgumentParser:
         "--max-drop", type=float, default=1.0, help="in hundredths of the score, such as accuracy points (default: 1.0)"
     )
     benchmark.add_argument("--budget", type=float, default=6.0, help="average_bits of the mixed row (default: 6)")
+    runs_trials(benchmark)
+    resume = command("resume", commands.resume, "run what a run has not finished, from the config that it keeps")
+    resume.set_defaults(set=[])
+    runs_trials(resume)
     configured("check", commands.check, "check a config without running it, and count its trials")
+    runs_trials(configured("plan", commands.plan, "say what a sweep would do: trials, groups, programs, pieces, time"))
     report = command(
         "report", commands.report, "write front.csv, allocations.csv, front.png and report.html of a run again"
     )
     show = command("show", commands.show, "print a run: its front, failures and damaged files")
-    for added in (report, show):
+    for added in (resume, report, show):
         added.add_argument("run", help="folder of a run, or its name or the beginning of it")
     status = command(
         "status", commands.status, "say how far a run is, also while it is written: states, attempts, failures"
     )
     status.add_argument("run", help="folder of a run, or its name or the beginning of it")
     runs = command("runs", commands.runs, "list the runs in the output folder")
-    for added in (report, show, status, runs):
+    for added in (resume, report, show, status, runs):
         added.add_argument("--output", default="results", help="where runs are (default: results)")
     weights = command(
         "import-weights", commands.import_weights_of, "turn a public weight file into a checkpoint for model.weights"

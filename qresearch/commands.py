@@ -19,6 +19,20 @@ if TYPE_CHECKING:
 OK, UNFIT, FAILED, TOO_MUCH = 0, 2, 3, 4
 
 
+def join(options: argparse.Namespace) -> None:
+    """Makes this process one of several that do the command together, each its share of every trial."""
+    from qresearch import devices
+
+    parts = options.distributed.split(",")
+    if parts == ["auto"]:
+        devices.join()
+    elif len(parts) == 3 and ":" in parts[0] and all(part.isdecimal() for part in parts[1:]):
+        devices.join(parts[0], int(parts[1]), int(parts[2]))
+    else:
+        raise ConfigError(f"--distributed: expected auto or HOST:PORT,N,I, got '{options.distributed}'")
+    options.set = [*options.set, "engine.name=inline"]
+
+
 def sweep(options: argparse.Namespace) -> int:
     """All trials of a config that have no result yet, and the report."""
     from qresearch.config import load
@@ -101,8 +115,10 @@ def _verdict(runs: Sequence[RunFolder], max_drop: float, some_failed: bool) -> i
 
 
 def _execute(sweep: SweepConfig, options: argparse.Namespace) -> int:
+    from qresearch.devices import is_first
+
     result = _run_sweep(sweep, options.config)
-    if result.ran + result.found > len(result.failed):
+    if result.ran + result.found > len(result.failed) and is_first():
         _write_report(result.run)
     return FAILED if result.failed else OK
 
@@ -110,12 +126,16 @@ def _execute(sweep: SweepConfig, options: argparse.Namespace) -> int:
 def _run_sweep(sweep: SweepConfig, path: str) -> SweepResult:
     from rich.console import Console
 
+    from qresearch.devices import is_first
     from qresearch.sweep.progress import Terminal
     from qresearch.sweep.run import run_sweep
 
     source = Path(path).read_text(encoding="utf-8")
     result = run_sweep(sweep, source, Terminal(Console()), lambda run: print(f"folder  {run.path}", flush=True))
-    print(f"{result.ran} trials run, {result.found} found done, {len(result.failed)} failed")
+    if not is_first():  # of several processes one speaks
+        return result
+    stopped = f", {result.stopped} stopped early" if result.stopped else ""
+    print(f"{result.ran} trials run, {result.found} found done, {len(result.failed)} failed{stopped}")
     for label, reason in result.failed:
         print(f"failed  {label}: {reason}", file=sys.stderr)
     return result
@@ -127,13 +147,33 @@ def check(options: argparse.Namespace) -> int:
 
     sweep = load(options.config, options.set)
     # Structure first: importing jax to compare names costs seconds, and is not needed to find a misspelt key.
+    from qresearch.sweep.forecast import flow_counts
     from qresearch.sweep.run import plan_sweep
 
     configs = plan_sweep(sweep)
-    flows = {flow: sum(config.flow == flow for config in configs) for flow in ("float", "ptq", "qat")}
-    counts = ", ".join(f"{n} {flow}" for flow, n in flows.items() if n)
-    print(f"{options.config}: fine, {len(configs)} trial{'s' * (len(configs) != 1)} ({counts})")
+    print(f"{options.config}: fine, {len(configs)} trial{'s' * (len(configs) != 1)} ({flow_counts(configs)})")
     return OK
+
+
+def plan(options: argparse.Namespace) -> int:
+    """What a sweep would do."""
+    from qresearch.config import expand, load
+    from qresearch.engines import workers_of
+    from qresearch.sweep.forecast import forecast_lines
+
+    sweep = load(options.config, options.set)
+    engine = expand(sweep)[0].engine
+    print("\n".join(forecast_lines(sweep, workers_of(engine.name, engine.workers))))
+    return OK
+
+
+def resume(options: argparse.Namespace) -> int:
+    """The sweep of a run, with the config and the settings that the run keeps."""
+    from qresearch.results import find_run
+    from qresearch.sweep.resume import config_of
+
+    run = find_run(Path(options.output).expanduser(), options.run)
+    return _execute(config_of(run, options.set), argparse.Namespace(config=run.path / "sweep.yaml"))
 
 
 def report(options: argparse.Namespace) -> int:

@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+from jax._src import xla_bridge
 from jax.extend import core
 
 
@@ -42,6 +44,12 @@ def evaluate_equation(equation: Any, values: Sequence[Any]) -> list[Any]:
     for i, output in zip(kept, outputs):
         results[i] = output
     return results
+
+
+def stay_on_cpu() -> None:
+    """Keeps JAX in this process off accelerators, whose memory workers need. Without effect once JAX has started."""
+    if not xla_bridge.backends_are_initialized():
+        jax.config.update("jax_platforms", "cpu")
 
 
 def is_literal(atom: Any) -> bool:

@@ -36,6 +36,10 @@ class TrainingError(QResearchError):
     """A training that something else needs the outcome of, and that diverged."""
 
 
+class EngineError(QResearchError):
+    """An engine that cannot run anything, or no longer: no scheduler, no Slurm, none of its workers starts."""
+
+
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """Returns ``"; did you mean 'x'?"`` for the closest known name, or a list of the known names if none is close."""
     names = sorted(known)

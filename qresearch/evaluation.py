@@ -9,12 +9,15 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from qresearch.data.dataset import Prepare, Split
+from qresearch.devices import EXAMPLE, MEMBER, make_mesh, place, spread, to_host
 from qresearch.streaming import StreamedBatches, place_batches, wait
 from qresearch.tasks import Task
+
+ACCELERATED = 32  # members evaluated at once by an accelerator
 
 
 class Forward(Protocol):
@@ -62,7 +65,7 @@ def make_batches(split: Split, size: int, examples: int | None = None) -> Batche
 
 def default_chunk() -> int:
     """Members evaluated at once: 1 on CPU, where vmap over convolution kernels is several times slower than a loop."""
-    return 1 if jax.default_backend() == "cpu" else 32
+    return 1 if jax.default_backend() == "cpu" else ACCELERATED
 
 
 def evaluate(
@@ -79,21 +82,26 @@ def evaluate(
 
     members: a pytree whose leaves have a leading member axis; ``shared`` has none. ``chunk`` members run in one program
     under vmap; with 1, one compiled step is used again for each. Where there are several devices, each has ``chunk``
-    members of its own. In memory at a time are ``IN_FLIGHT`` batches of those, and the results of all. on_done is
-    called with the number of members finished.
+    members of its own; where members are fewer than devices, each batch is split over the devices instead, over the
+    largest number of them that divides its size. In memory at a time are ``IN_FLIGHT`` batches of those, and the
+    results of all. on_done is called with the number of members finished.
     """
     count = len(jax.tree.leaves(members)[0])
-    mesh = _mesh(count)
-    devices = 1 if mesh is None else mesh.size
+    mesh = make_mesh(count, batches.targets.shape[1])
+    devices = 1 if mesh is None else mesh.shape[MEMBER]
     chunk = min(chunk or default_chunk(), -(-count // devices))
+    together = chunk * devices
     step = compiled_step(forward, task, prepare, chunk > 1, mesh)
-    if mesh is not None:
-        shared = jax.device_put(shared, NamedSharding(mesh, PartitionSpec()))
-    together, losses, scores = chunk * devices, list[np.ndarray](), list[np.ndarray]()
+    inputs, targets = batches.inputs, batches.targets
+    if mesh is not None:  # each batch goes to the mesh from the host's memory
+        shared = place(shared, mesh)
+        inputs, targets = inputs if isinstance(inputs, StreamedBatches) else to_host(inputs), to_host(targets)
+    losses, scores = list[np.ndarray](), list[np.ndarray]()
     for own in _chunks(members, count, together):
         row: list[tuple[Array, Array]] = []
-        for x, y in zip(batches.inputs, batches.targets):
-            row.append(step(shared, own, x, y))
+        own = place(own, mesh, *([MEMBER] if together > 1 else []))
+        for x, y in zip(inputs, targets):
+            row.append(step(shared, own, place(x, mesh, EXAMPLE), place(y, mesh, EXAMPLE)))
             wait(row)
         for results, i in ((losses, 0), (scores, 1)):
             results.append(np.concatenate([np.asarray(part[i]) for part in row], axis=int(together > 1)))
@@ -107,38 +115,13 @@ def evaluate(
 def compiled_step(
     forward: Forward, task: Task, prepare: Prepare, many: bool, mesh: Mesh | None = None
 ) -> Callable[..., tuple[Array, Array]]:
-    """The jitted (shared, own, inputs, targets) -> (loss, score) per example; with ``many`` or a mesh over a leading
-    axis of own, which a mesh splits over its devices.
-    """
+    """The compiled (shared, own, inputs, targets) -> (loss, score) per example; many: see ``spread``."""
 
     def step(shared: Any, own: Any, inputs: Array, targets: Array) -> tuple[Array, Array]:
         outputs = forward(shared, own, prepare(inputs))
         return task.loss(outputs, targets), task.score(outputs, targets)
 
-    run = jax.vmap(step, in_axes=(None, 0, None, None)) if many else step
-    if mesh is None:
-        return jax.jit(run)
-
-    def alone(shared: Any, own: Any, inputs: Array, targets: Array) -> tuple[Array, Array]:
-        found = step(shared, jax.tree.map(lambda leaf: leaf[0], own), inputs, targets)
-        return jax.tree.map(lambda leaf: leaf[None], found)
-
-    members = PartitionSpec(mesh.axis_names[0])
-    everywhere = PartitionSpec()
-    split = jax.shard_map(
-        run if many else alone,
-        mesh=mesh,
-        in_specs=(everywhere, members, everywhere, everywhere),
-        out_specs=members,
-        check_vma=False,  # what an interpreted jaxpr holds was traced without a mesh
-    )
-    return jax.jit(split)
-
-
-def _mesh(count: int) -> Mesh | None:
-    """A mesh over this process's devices, no more than there are members; None for one."""
-    devices = jax.local_devices()[:count]
-    return Mesh(np.array(devices), ("member",)) if len(devices) > 1 else None
+    return spread(step, mesh, (False, True, False, False), many, (None, None))
 
 
 def _chunks(members: Any, count: int, chunk: int) -> Iterator[Any]:

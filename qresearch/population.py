@@ -56,7 +56,7 @@ def evaluate_population(
     if not qparams.serves(bits):  # widths that no table holds, such as learned fractions: quantized in the program
         own = (select_many(qparams.menu, bits), bits)
         return evaluate(model.forward, task, prepare, params, own, batches, chunk, on_done)
-    if share_prefixes and jax.local_device_count() == 1 and (chunk or default_chunk()) == 1:
+    if share_prefixes and jax.device_count() == 1 and (chunk or default_chunk()) == 1:
         tree = make_tree(model, params, bits, batches, prepare)
         if tree.saved >= 0.25:
             return evaluate_prefixes(tree, model, params, qparams, batches, task, prepare, on_done)

@@ -8,9 +8,11 @@ from typing import Any, Protocol, overload
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from qresearch.data.dataset import Split, Streamed
+from qresearch.devices import EXAMPLE, MEMBER, place
 
 # Batches given to the device before the first of them is done: enough to keep it busy while the next is decoded, and
 # a bound on the memory of streamed batches. JAX itself would queue dozens.
@@ -60,17 +62,24 @@ class Feed(Protocol):
     def __call__(self, order: Int[np.ndarray, "... step size"], /) -> Iterator[tuple[Any, Any, Any]]: ...
 
 
-def make_feed(split: Split) -> Feed:
-    """Feeds all of the data, placed on the device once, where they are in memory; else the examples of each step."""
+def make_feed(split: Split, mesh: Mesh | None = None) -> Feed:
+    """Feeds all of the data, placed once, where they are in memory; else the examples of each step.
+
+    On a mesh every device has what is fed, and its share of the indices: of trials, or of examples.
+    """
     source = split.inputs
+
+    def own(indices: Int[np.ndarray, "... size"]) -> Any:
+        return place(indices, mesh, *([MEMBER] if indices.ndim > 1 else []), EXAMPLE)
+
     if isinstance(source, np.ndarray):
-        inputs, targets = jnp.asarray(source), jnp.asarray(split.targets)
-        return lambda order: ((inputs, targets, indices) for indices in np.moveaxis(order, -2, 0))
+        data = place((jnp.asarray(source), jnp.asarray(split.targets)), mesh)
+        return lambda order: ((*data, own(indices)) for indices in np.moveaxis(order, -2, 0))
 
     def stream(order: Int[np.ndarray, "... step size"]) -> Iterator[tuple[Any, Any, Any]]:
         for indices in np.moveaxis(order, -2, 0):
             local = np.arange(indices.size, dtype=np.int32).reshape(indices.shape)
-            yield source[indices.ravel()], split.targets[indices.ravel()], local
+            yield (*place((source[indices.ravel()], split.targets[indices.ravel()]), mesh), own(local))
 
     return stream
 

@@ -10,90 +10,38 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+from jax.sharding import Mesh
 from jaxtyping import Array
 
 from qresearch.augmentation import AUGMENTATIONS
-from qresearch.data.dataset import Dataset, Prepare, epoch_permutation
+from qresearch.data.dataset import Dataset, epoch_permutation
+from qresearch.devices import MEMBER, agreed, group_sizes, is_first, make_mesh, place, spread, to_host
 from qresearch.errors import ConfigError, did_you_mean
 from qresearch.evaluation import Batches, default_chunk, evaluate
+from qresearch.keeper import Keeper, Point, Writer
 from qresearch.streaming import make_feed, wait
 from qresearch.tasks import Task
-
-OPTIMIZERS = ("adam", "adamw", "sgd")
-SCHEDULES = ("cosine", "constant")
-AUGMENT_STREAM = 2**31 - 1
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """The static part of a training run; the learning rate is traced and belongs to the trial.
-
-    optimizer: adam, adamw or sgd (with momentum). weight_decay acts on params, not on qparams; for adam and sgd it is
-    an L2 gradient, for adamw decoupled. schedule: cosine to 0 or constant, after a linear warm-up. clip_norm: of the
-    global gradient. augment: a key of AUGMENTATIONS, applied to the training inputs.
-    """
-
-    epochs: int = 20
-    batch_size: int = 64
-    optimizer: str = "adam"
-    momentum: float = 0.9
-    weight_decay: float = 0.0
-    schedule: str = "cosine"
-    warmup_epochs: int = 0
-    clip_norm: float | None = None
-    augment: str = "none"
+from qresearch.training_step import (
+    OPTIMIZERS,
+    SCHEDULES,
+    Program,
+    Recipe,
+    State,
+    Trained,
+    Trial,
+    make_step,
+    make_transform,
+    trainable_of,
+)
 
 
-def no_penalty(qparams: Any, bits: Any, progress: Array) -> Array:
-    """The penalty of a program that has none."""
-    return jnp.float32(0.0)
+class _Member(NamedTuple):
+    """A trial in its population, and where its training stands."""
 
-
-class Program(NamedTuple):
-    """What is trained. train(variables, qparams, bits, x, key) -> (outputs, new state); forward: see ``evaluate``, with
-    own = (variables, qparams, bits). learnable(qparams) -> booleans like qparams. penalty(qparams, bits, progress) is
-    added to the loss; progress: the share of all steps that are done, from 0."""
-
-    train: Callable[..., tuple[Any, dict[str, Any]]]
-    forward: Callable[..., Any]
-    learnable: Callable[[Any], Any]
-    penalty: Callable[[Any, Any, Array], Array] = no_penalty
-
-
-class Trial(NamedTuple):
-    """One member of a population: its start, its bits [layers, 2] (or other data that its program takes), its learning
-    rate and its seed."""
-
-    variables: dict[str, Any]
-    qparams: Any
-    bits: Any
-    learning_rate: float
-    seed: int
-
-
-class State(NamedTuple):
-    """What a step changes."""
-
-    variables: dict[str, Any]
-    qparams: Any
-    optimizer: Any
-    step: Array
-
-
-class Trained(NamedTuple):
-    """The outcome of one trial: variables and qparams of the last and of the best epoch (by validation score, then
-    loss).
-
-    history: one row per epoch (epoch, train_loss, validation_loss, validation_score). failure: None, or what stopped
-    it.
-    """
-
-    last: tuple[dict[str, Any], Any]
-    best: tuple[dict[str, Any], Any]
-    best_epoch: int
-    history: list[dict[str, float]]
-    failure: str | None = None
+    place: int
+    trial: Trial
+    keeper: Keeper | None
+    point: Point
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,50 +62,123 @@ class Trainer:
         trials: Sequence[Trial],
         chunk: int | None = None,
         on_epoch: Callable[[int, dict[str, float]], None] | None = None,
+        keepers: Sequence[Keeper | None] = (),
+        until: int | None = None,
     ) -> Iterator[Trained]:
         """Trains a population; yields every trial's outcome as soon as it is known, in order.
 
-        ``chunk`` trials run in one program under vmap (1 on CPU, where one compiled step is used again for each). A
-        loss that is not finite ends that trial only: its outcome says at which step.
-        on_epoch(trial index, row of the history).
-        """
-        chunk = chunk or default_chunk()
-        for first in range(0, len(trials), chunk):
-            yield from self._train_chunk(trials[first : first + chunk], first, on_epoch)
+        ``chunk`` trials run in one program under vmap (1 on CPU, where one compiled step is used again for each). Where
+        there are several devices, each has ``chunk`` trials of its own; what is left, fewer trials than devices, is
+        trained with every batch split over the devices, see ``make_mesh``. A loss that is not finite ends that trial
+        only: its outcome says at which step.
+        on_epoch(trial index, row of the history): of the epochs that are trained now.
 
-    def _train_chunk(
-        self, trials: Sequence[Trial], first: int, on_epoch: Callable[[int, dict[str, float]], None] | None
+        keepers: one for each trial, or none. A trial goes on from its newest checkpoint, to the same bits as if it had
+        never stopped; those of one chunk that stand at different steps are not run in one program. What is left of the
+        checkpoints is the caller's: ``Keeper.remove``.
+        until: stop after this epoch of the recipe, with a checkpoint there; outcomes are not ``finished`` then, and a
+        later call goes on. A trial whose checkpoint is past it is not trained: its outcome is what is there.
+        """
+        chunk, last = chunk or default_chunk(), min(until or self.recipe.epochs, self.recipe.epochs)
+        kept = keepers or [None] * len(trials)
+        together = chunk * jax.device_count()
+        with Writer() as writer:
+            for first in range(0, len(trials), together):
+                groups: dict[int, list[_Member]] = {}
+                for i in range(first, min(first + together, len(trials))):
+                    member = _Member(i, trials[i], kept[i], self._begin(trials[i], kept[i]))
+                    groups.setdefault(member.point.step, []).append(member)
+                outcomes, told = dict[int, Trained](), first
+                for members in (part for group in groups.values() for part in _parts(group, chunk)):
+                    found = self._train_together(members, last, writer, on_epoch)
+                    outcomes |= {member.place: outcome for member, outcome in zip(members, found)}
+                    writer.wait()  # before the caller may remove what is written
+                    while told in outcomes:
+                        yield outcomes.pop(told)
+                        told += 1
+
+    def _train_together(
+        self,
+        members: Sequence[_Member],
+        last: int,
+        writer: Writer,
+        on_epoch: Callable[[int, dict[str, float]], None] | None,
     ) -> list[Trained]:
-        many = len(trials) > 1
-        step = _vmapped(self.step) if many else self.step
-        states = [self._initial(trial) for trial in trials]
-        state = _stack(states) if many else states[0]
-        settings = [(trial.bits, jnp.float32(trial.learning_rate), jax.random.key(trial.seed)) for trial in trials]
-        setting = _stack(settings) if many else settings[0]
-        feed = make_feed(self.data.train)
-        outcomes = [Trained((t.variables, t.qparams), (t.variables, t.qparams), 0, []) for t in trials]
-        for epoch in range(1, self.recipe.epochs + 1):
-            order = np.stack([self._order(trial.seed, epoch) for trial in trials])
-            losses: list[Array] = []
-            for inputs, targets, indices in feed(order if many else order[0]):
+        """The outcomes of members that stand at the same step, in one program, after the epoch ``last``."""
+        count, done = len(members), members[0].point.step
+        mesh = make_mesh(count, self.recipe.batch_size)
+        step = _compiled(self.step, count, mesh)
+        state, setting = (
+            place(_joined(parts), mesh, *([MEMBER] if count > 1 else []))
+            for parts in ([member.point.state for member in members], [_setting(member.trial) for member in members])
+        )
+        outcomes = [member.point.outcome for member in members]
+        so_far = np.stack([member.point.losses[: done % self.steps_per_epoch] for member in members], axis=1)
+        losses: list[Any] = list(so_far if count > 1 else so_far[:, 0])
+        feed = make_feed(self.data.train, mesh)
+        for epoch in range(done // self.steps_per_epoch + 1, last + 1):
+            if all(outcome.failure is not None for outcome in outcomes):
+                break
+            order = np.stack([self._order(member.trial.seed, epoch)[len(losses) :] for member in members])
+            for inputs, targets, indices in feed(order if count > 1 else order[0]):
                 state, loss = step(state, setting, inputs, targets, indices)
                 losses.append(loss)
                 wait(losses)
-            table = np.asarray(jnp.stack(losses)).reshape(self.steps_per_epoch, -1)
-            members = [jax.tree.map(lambda leaf, i=i: leaf[i], state) for i in range(len(trials))] if many else [state]
+                done += 1
+                if done % self.steps_per_epoch:  # after the last step, the epoch's evaluation comes first
+                    self._keep(writer, members, done, state, outcomes, losses)
+            table, states = self._table(losses, count), _parted(state if mesh is None else to_host(state), count)
             outcomes = [
-                self._after_epoch(outcome, member, trial, table[:, i], epoch)
-                for i, (outcome, member, trial) in enumerate(zip(outcomes, members, trials))
+                self._after_epoch(outcome, part, member.trial, table[:, i], epoch)
+                for i, (outcome, part, member) in enumerate(zip(outcomes, states, members))
             ]
-            for i, outcome in enumerate(outcomes):
+            losses = []
+            for member, outcome in zip(members, outcomes):
                 if on_epoch is not None and outcome.failure is None:
-                    on_epoch(first + i, outcome.history[-1])
-            if all(outcome.failure is not None for outcome in outcomes):
-                break
-        return outcomes
+                    on_epoch(member.place, outcome.history[-1])
+            self._keep(writer, members, done, state, outcomes, losses, always=epoch == last < self.recipe.epochs)
+        return [
+            outcome._replace(finished=outcome.failure is not None or len(outcome.history) == self.recipe.epochs)
+            for outcome in outcomes
+        ]
+
+    def _keep(
+        self,
+        writer: Writer,
+        members: Sequence[_Member],
+        done: int,
+        state: State,
+        outcomes: Sequence[Trained],
+        losses: Sequence[Any],
+        always: bool = False,
+    ) -> None:
+        """Has the checkpoints written that belong after this step."""
+        due = [i for i, (*_, keeper, _) in enumerate(members) if keeper is not None and (always or keeper.due(done))]
+        if due:
+            states, table = _parted(to_host(state), len(members)), self._table(losses, len(members))
+            points = {i: Point(states[i], outcomes[i], table[:, i]) for i in due}
+            if is_first():
+                writer.submit([(keeper, points[i]) for i in due if (keeper := members[i].keeper) is not None])
+
+    def _table(self, losses: Sequence[Any], members: int) -> np.ndarray:
+        """The losses of an epoch [step, member], 0 for the steps to come."""
+        table = np.zeros((self.steps_per_epoch, members), np.float32)
+        if losses:  # not stacked on the device: every number of losses would be a program of its own
+            table[: len(losses)] = np.stack(jax.device_get(losses)).reshape(len(losses), members)
+        return table
+
+    def _begin(self, trial: Trial, keeper: Keeper | None) -> Point:
+        """Where the training of a trial goes on, or begins."""
+        same = (trial.variables, trial.qparams)
+        start = Point(self._initial(trial), Trained(same, same, 0, []), self._table([], 1)[:, 0])
+        if keeper is None:
+            return start
+        point = keeper.newest(start) or start
+        agreed(point.step, f"checkpoints in {keeper.folder}")
+        return point
 
     def _initial(self, trial: Trial) -> State:
-        trainable = _trainable(trial.variables, trial.qparams, self.program.learnable(trial.qparams))
+        trainable = trainable_of(trial.variables, trial.qparams, self.program.learnable(trial.qparams))
         return State(trial.variables, trial.qparams, self.start(*trainable), jnp.int32(0))
 
     def _order(self, seed: int, epoch: int) -> np.ndarray:
@@ -199,7 +220,7 @@ def make_trainer(program: Program, task: Task, recipe: Recipe, data: Dataset, va
     check_recipe(recipe, data)
     steps = len(data.train) // recipe.batch_size
     transform = make_transform(recipe)
-    step = jax.jit(_step_function(program, task, data.prepare, recipe, transform, steps))
+    step = jax.jit(make_step(program, task, data.prepare, recipe, transform, steps))
     return Trainer(program, task, recipe, data, validation, step, steps, lambda *trainable: transform.init(trainable))
 
 
@@ -227,68 +248,22 @@ def check_recipe(recipe: Recipe, data: Dataset, section: str = "recipe") -> None
         )
 
 
-def _step_function(
-    program: Program, task: Task, prepare: Prepare, recipe: Recipe, transform: Any, steps: int
-) -> Callable[..., tuple[State, Array]]:
-    schedule, augment = make_schedule(recipe, steps), AUGMENTATIONS[recipe.augment]
-    total = max(recipe.epochs * steps, 1)
-
-    def step(state: State, setting: Any, inputs: Array, targets: Array, indices: Array) -> tuple[State, Array]:
-        bits, learning_rate, key = setting
-        # A stream of its own, from a number that no step reaches: the program's noise is the same with and without.
-        crops = jax.random.fold_in(jax.random.fold_in(key, AUGMENT_STREAM), state.step)
-        x, y = prepare(augment(inputs[indices], crops)), targets[indices]
-        learnable = program.learnable(state.qparams)
-
-        def loss_of(trainable: tuple[Any, Any]) -> tuple[Array, dict[str, Any]]:
-            variables, qparams = merge(state, trainable)
-            outputs, new = program.train(variables, qparams, bits, x, jax.random.fold_in(key, state.step))
-            return jnp.mean(task.loss(outputs, y)) + program.penalty(qparams, bits, state.step / total), new
-
-        trainable = _trainable(state.variables, state.qparams, learnable)
-        (loss, new), gradient = jax.value_and_grad(loss_of, has_aux=True)(trainable)
-        updates, optimizer = transform.update(gradient, state.optimizer, trainable)
-        rate = -learning_rate * schedule(state.step)
-        trainable = optax.apply_updates(trainable, jax.tree.map(lambda u: (rate * u).astype(u.dtype), updates))
-        variables, qparams = merge(state, trainable)
-        return State({**variables, **new}, qparams, optimizer, state.step + 1), loss
-
-    return step
-
-
-def _trainable(variables: dict[str, Any], qparams: Any, learnable: Any) -> tuple[Any, Any]:
-    """(params, learnable leaves of qparams), None in place of the leaves that stay."""
-    return variables["params"], jax.tree.map(lambda learn, leaf: leaf if learn else None, learnable, qparams)
-
-
-def merge(state: State, trainable: tuple[Any, Any]) -> tuple[dict[str, Any], Any]:
-    """(variables, qparams) of a state with these trainable values in them."""
-    params, learned = trainable
-    still = functools.partial(jax.tree.map, is_leaf=lambda leaf: leaf is None)
-    qparams = still(lambda new, old: old if new is None else new, learned, state.qparams)
-    return {**state.variables, "params": params}, qparams
-
-
-def make_transform(recipe: Recipe) -> optax.GradientTransformation:
-    """The optimizer without its learning rate, so that the rate can be traced."""
-    decay = optax.masked(optax.add_decayed_weights(recipe.weight_decay), (True, False))
-    clip = [optax.clip_by_global_norm(recipe.clip_norm)] if recipe.clip_norm else []
-    if recipe.optimizer == "adamw":
-        return optax.chain(*clip, optax.scale_by_adam(), decay)
-    core = {"adam": optax.scale_by_adam, "sgd": functools.partial(optax.trace, decay=recipe.momentum)}
-    return optax.chain(*clip, *([decay] if recipe.weight_decay else []), core[recipe.optimizer]())
-
-
-def make_schedule(recipe: Recipe, steps: int) -> Callable[[Array], Array]:
-    """The factor on the learning rate at a step."""
-    warmup, total = recipe.warmup_epochs * steps, max(recipe.epochs * steps, 1)
-    if recipe.schedule == "cosine":
-        return optax.warmup_cosine_decay_schedule(0.0 if warmup else 1.0, 1.0, warmup, total)
-    return optax.join_schedules([optax.linear_schedule(0.0, 1.0, max(warmup, 1)), lambda _: 1.0], [warmup])
-
-
 def _not_finite(loss: float, step: int, epoch: int, learning_rate: float) -> str:
     return f"the loss became {loss} at step {step} (epoch {epoch}); lower the learning rate (now {learning_rate:g})"
+
+
+def _setting(trial: Trial) -> tuple[Any, Array, Array]:
+    return trial.bits, jnp.float32(trial.learning_rate), jax.random.key(trial.seed)
+
+
+def _joined(trees: Sequence[Any]) -> Any:
+    """One tree as it is, several with a leading axis."""
+    return _stack(trees) if len(trees) > 1 else trees[0]
+
+
+def _parted(tree: Any, count: int) -> list[Any]:
+    """What ``_joined`` joined."""
+    return [tree] if count == 1 else [jax.tree.map(lambda leaf, i=i: leaf[i], tree) for i in range(count)]
 
 
 def _stack(trees: Sequence[Any]) -> Any:
@@ -296,5 +271,17 @@ def _stack(trees: Sequence[Any]) -> Any:
 
 
 @functools.lru_cache(maxsize=16)
-def _vmapped(step: Callable[..., Any]) -> Callable[..., Any]:
-    return jax.jit(jax.vmap(step, in_axes=(0, 0, None, None, 0)))
+def _compiled(step: Callable[..., Any], count: int, mesh: Mesh | None) -> Callable[..., Any]:
+    """The step of ``count`` members on a mesh."""
+    many = count > (1 if mesh is None else mesh.shape[MEMBER])
+    if mesh is None and not many:
+        return step
+    return spread(step, mesh, (True, True, False, False, True), many, (MEMBER, None))
+
+
+def _parts(members: Sequence[_Member], chunk: int) -> Iterator[Sequence[_Member]]:
+    """Members that run in one program each."""
+    start = 0
+    for size in group_sizes(len(members), chunk):
+        yield members[start : start + size]
+        start += size

@@ -25,6 +25,7 @@ sensitivity: {examples: 100}
 evaluate: {batch_size: 100}
 qat: {epochs: 8, batch_size: 128, learning_rate: 1e-3}
 flow: ptq
+engine: {name: inline}
 allocation: {bits: [8, 8]}
 sweep:
   list:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qresearch.checkpoint import MANIFEST, load_checkpoint, save_checkpoint
+from qresearch.checkpoint import MANIFEST, load_checkpoint, load_facts, save_checkpoint
 from qresearch.errors import DataError
 from qresearch.models import MODELS
 from qresearch.quantizers import QUANTIZERS, QuantSpec
@@ -195,3 +195,27 @@ def test_a_place_that_cannot_be_written(tmp_path, place, capfd):
     assert "\n" not in str(error.value)
     assert (tmp_path / "file").read_text() == "in the way"
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_full_disk(tmp_path, monkeypatch, capfd):
+    usage = shutil.disk_usage(tmp_path)
+    save_checkpoint(tmp_path / "old", {"a": np.zeros(100)})
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=799))
+    for name in ("new", "old"):
+        with pytest.raises(DataError, match=f"cannot write the checkpoint {tmp_path / name}: No space left on device"):
+            save_checkpoint(tmp_path / name, {"a": np.ones(100)})
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+    np.testing.assert_array_equal(load_checkpoint(tmp_path / "old", {"a": np.ones(100)})["a"], np.zeros(100))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_facts_are_kept_beside_the_arrays_and_checked_with_them(tmp_path):
+    path, facts = tmp_path / "one", {"rows": [{"loss": 0.1, "epoch": 1}], "failure": None, "worst": float("inf")}
+    save_checkpoint(path, {"a": np.ones(2)}, facts)
+    np.testing.assert_array_equal(load_checkpoint(path, {"a": np.zeros(2)})["a"], np.ones(2))
+    assert load_facts(path) == facts
+    (path / "facts.json").write_text("{}")
+    assert "facts.json was altered" in refused(path, {"a": np.zeros(2)})
+    save_checkpoint(path, {"a": np.ones(2)})
+    with pytest.raises(DataError, match=r"cannot read .*facts.json"):
+        load_facts(path)

@@ -169,7 +169,7 @@ bits = np.random.default_rng(0).choice([2.0, 4.0, 8.0], (11, len(quantized.layer
 found = []
 for devices, chunk in ((4, 1), (4, 2), (1, 1)):
     if devices == 1:
-        evaluation._mesh = lambda count: None
+        evaluation.make_mesh = lambda members, examples: None
     done = []
     scores = qr.evaluate_population(
         quantized, params, menu, bits, batches, TASKS["classification"], digits.prepare, chunk, done.append
@@ -182,7 +182,8 @@ print(jax.local_device_count())
 
 
 def test_members_are_spread_over_the_devices(tmp_path):
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
+    environment = {**os.environ, "XLA_FLAGS": flags}
     program = [sys.executable, "-c", SHARDED.replace("LOSSES", str(tmp_path / "losses.npy"))]
     ran = subprocess.run(program, env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr

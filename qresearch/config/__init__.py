@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from qresearch.config.halving import HalvingConfig
 from qresearch.config.identity import FREE, config_hash, file_label, resolved, search_name, trial_label
 from qresearch.config.load import (
     SweepConfig,
     expand,
     from_mapping,
+    halving_of,
     load,
     suggest_ends,
     suggested,
@@ -34,6 +36,7 @@ __all__ = [
     "DataConfig",
     "Domain",
     "EvaluateConfig",
+    "HalvingConfig",
     "KeepConfig",
     "KnownNames",
     "ModelConfig",
@@ -51,6 +54,7 @@ __all__ = [
     "expand",
     "file_label",
     "from_mapping",
+    "halving_of",
     "load",
     "resolved",
     "search_name",

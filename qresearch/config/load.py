@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
 
 from pydantic import ValidationError
 
 from qresearch.config.explain import Explanation, explain
+from qresearch.config.halving import HalvingConfig
 from qresearch.config.identity import FREE
 from qresearch.config.names import KnownNames, require_keys, unknown_names, with_own_costs
 from qresearch.config.problems import COMMAND_LINE, MAX_SHOWN, KeyPath, Problem, config_error, shown
@@ -34,6 +35,7 @@ class SweepConfig:
 
     document: Document
     overrides: Point = ()
+    settings: tuple[str, ...] = ()  # the overrides as they were given
 
 
 def load(path: str | PathLike[str], overrides: Sequence[str] = ()) -> SweepConfig:
@@ -46,6 +48,7 @@ def load(path: str | PathLike[str], overrides: Sequence[str] = ()) -> SweepConfi
     problems = (problem for _, found in parsed for problem in found)
     document = document._replace(problems=(*document.problems, *problems))
     sweep = _with_overrides(document, [setting for setting, found in parsed if not found])
+    sweep = replace(sweep, settings=tuple(overrides))
     expand(sweep)
     return sweep
 
@@ -80,6 +83,12 @@ def suggestion_of(sweep: SweepConfig) -> SuggestConfig | None:
     """What ``sweep.suggest`` says, of a sweep without problems."""
     values = sweep.document.values.get("sweep")
     return None if values is None else SweepSection.model_validate(values).suggest
+
+
+def halving_of(sweep: SweepConfig) -> HalvingConfig | None:
+    """What ``sweep.halving`` says, of a sweep without problems."""
+    values = sweep.document.values.get("sweep")
+    return None if values is None else SweepSection.model_validate(values).halving
 
 
 def suggested(sweep: SweepConfig, settings: Mapping[str, Any], known: KnownNames | None = None) -> RunConfig:

@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError
 
 from qresearch.config.explain import Explanation, explain
 from qresearch.config.fields import Section
+from qresearch.config.halving import HalvingConfig
 from qresearch.config.problems import KeyPath, shown
 from qresearch.config.suggest import Domain, SuggestConfig
 from qresearch.config.yaml_loader import MAX_DEPTH
@@ -43,6 +44,7 @@ class SweepSection(Section):
     zipped: dict[str, Values] = Field({}, alias="zip")
     items: Annotated[list[dict[str, Any]], Field(min_length=1)] = Field([{}], alias="list")
     suggest: SuggestConfig | None = None
+    halving: HalvingConfig | None = None
 
 
 def sweep_axes(sweep: Any) -> tuple[list[list[Point]], list[Explanation]]:
@@ -63,7 +65,7 @@ def sweep_axes(sweep: Any) -> tuple[list[list[Point]], list[Explanation]]:
     # zip() cuts columns of unequal length, which _problems reports.
     side_by_side = [[tuple(row) for row in zip(*zipped)]] if zipped else []
     axes = [*([(setting,) for setting in column] for column in grid), *side_by_side, items]
-    if section.suggest is not None and section.model_fields_set == {"suggest"}:
+    if section.suggest is not None and section.model_fields_set <= {"suggest", "halving"}:
         axes = [[]]
     runs = math.prod(map(len, axes)) + (0 if section.suggest is None else section.suggest.trials)
     problems = [*_problems(grid, zipped, items, runs), *_clashes(suggested), *_too_many(section.suggest)]

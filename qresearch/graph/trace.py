@@ -61,7 +61,9 @@ def trace(fn: Function, params: Any, x: Any) -> Graph:
     macs of a layer are per example: per unit of the leading axis of x's first array.
     """
     paths = _paths(params)
-    closed, shape = jax.make_jaxpr(fn, return_shape=True)(params, x)
+    # Of shapes alone, and without the mesh of the program in which this is asked for: others run the graph too.
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
+        closed, shape = jax.make_jaxpr(fn, return_shape=True)(*jax.tree.map(_shape, (params, x)))
     flows: list[Flow] = [Origin((path,)) for path in paths] + [DATA] * len(jax.tree.leaves(x))
     discovery = Discovery(dict(zip(paths, map(jnp.shape, jax.tree.leaves(params)))), _examples(x))
     plan, _ = analyse(closed, flows, discovery)
@@ -77,6 +79,11 @@ def trace(fn: Function, params: Any, x: Any) -> Graph:
         tuple(discovery.hidden),
         plan,
     )
+
+
+def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
+    aval = leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jax.typeof(leaf)
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type)
 
 
 @functools.lru_cache(maxsize=64)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 from qresearch.errors import DataError
-from qresearch.results.atomic import read_bytes
 from qresearch.results.run_folder import RunFolder
+from qresearch.results.sealed import read_sealed
 
 HEADER = ("sensitivity", "joint allocations", "rank correlation", "measured / predicted")
 ABOUT = (
@@ -21,10 +19,11 @@ def additivity_rows(run: RunFolder) -> list[tuple[str, ...]]:
     rows = []
     for path in sorted((run.path / "sensitivity").glob("*.json")):
         try:
-            joint = json.loads(read_bytes(path)).get("joint")
+            content = read_sealed(path)
+            joint = content.get("joint")
             if joint is not None:
                 cells = (len(joint["predicted"]), joint["rank_correlation"], joint["ratio"])
-                rows.append((path.stem, str(cells[0]), *("-" if v is None else f"{v:.3f}" for v in cells[1:])))
-        except (ValueError, KeyError, TypeError) as error:
+                rows.append((content["name"], str(cells[0]), *("-" if v is None else f"{v:.3f}" for v in cells[1:])))
+        except (DataError, KeyError, TypeError) as error:
             raise DataError(f"{path}: is damaged ({error}); delete it, and the report leaves it out") from None
     return rows

@@ -1,4 +1,4 @@
-"""Files that are either the old content or the new, never half of it; and JSON lines that survive a kill.
+"""Files that are either the old content or the new, never half of it.
 
 A file is written beside its final place, flushed to the disk and renamed; the folder is flushed too, because a rename
 that only lives in memory is lost with the power. Every failure is one line that names the path and the system's reason.
@@ -11,8 +11,9 @@ import errno
 import json
 import math
 import os
+import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,26 +69,13 @@ def read_bytes(path: Path) -> bytes:
         raise DataError(f"cannot read {path}: {_reason(error)}") from error
 
 
-def append_json_line(path: Path, row: Mapping[str, Any]) -> None:
-    """Appends one row in one write. NaN and infinity become null; a torn line before it is closed first."""
-    data = json.dumps(_without_nan(row), sort_keys=True, allow_nan=False).encode() + b"\n"
-    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-    try:
-        descriptor = os.open(path, flags, 0o666)
-        try:
-            size = os.fstat(descriptor).st_size
-            torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-            data = b"\n" + data if torn else data
-            if os.write(descriptor, data) != len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        finally:
-            os.close(descriptor)
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot append to {path}: {_reason(error)}") from error
+def render_json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Rows as lines of JSON. NaN and infinity become null."""
+    return "".join(json.dumps(_without_nan(row), sort_keys=True, allow_nan=False) + "\n" for row in rows)
 
 
 def read_json_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The rows of a file that ``append_json_line`` wrote, and the number of torn lines that were left out."""
+    """The rows of a file of ``render_json_lines``, and the number of torn lines that were left out."""
     rows, torn = [], 0
     for line in read_bytes(path).split(b"\n"):
         if not line.strip():
@@ -101,6 +89,15 @@ def read_json_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
         else:
             torn += 1
     return rows, torn
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Removes what killed writers left below a folder: files, and checkpoints of orbax, that never got their name. For
+    whoever knows that nobody is writing there.
+    """
+    for path in [*folder.rglob(".*.tmp"), *folder.rglob("*.orbax-checkpoint-tmp*")]:
+        with contextlib.suppress(OSError):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _write_and_sync(path: Path, data: bytes) -> None:

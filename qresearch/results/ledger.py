@@ -16,15 +16,15 @@ from typing import Literal, NamedTuple
 
 from qresearch.errors import DataError
 
-State = Literal["todo", "running", "done", "failed"]
-STATES: tuple[State, ...] = ("todo", "running", "done", "failed")
+State = Literal["todo", "running", "done", "stopped", "failed"]
+STATES: tuple[State, ...] = ("todo", "running", "done", "stopped", "failed")
 NAME = "ledger.sqlite"
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS trials (
     key TEXT PRIMARY KEY CHECK (length(key) = 64),
     label TEXT NOT NULL,
-    state TEXT NOT NULL CHECK (state IN ('todo', 'running', 'done', 'failed')),
+    state TEXT NOT NULL CHECK (state IN ('todo', 'running', 'done', 'stopped', 'failed')),
     attempts INTEGER NOT NULL DEFAULT 0 CHECK (attempts >= 0),
     reason TEXT,
     updated TEXT NOT NULL
@@ -55,9 +55,8 @@ class Ledger:
         What was left running by a process that died, or is called done without a result, is to do.
         """
         finished = set(done)
+        self.add(labels)
         with self._transaction() as cursor:
-            rows = [(key, label, "todo", _now()) for key, label in labels.items()]
-            cursor.executemany("INSERT OR IGNORE INTO trials (key, label, state, updated) VALUES (?, ?, ?, ?)", rows)
             known = cursor.execute("SELECT key, state FROM trials").fetchall()
             changed = []
             for key, state in known:
@@ -66,17 +65,33 @@ class Ledger:
                     changed.append((wanted, _now(), key))
             cursor.executemany("UPDATE trials SET state = ?, updated = ? WHERE key = ?", changed)
 
+    def add(self, labels: Mapping[str, str]) -> None:
+        """Adds the trials of ``labels`` that are missing."""
+        with self._transaction() as cursor:
+            rows = [(key, label, "todo", _now()) for key, label in labels.items()]
+            cursor.executemany("INSERT OR IGNORE INTO trials (key, label, state, updated) VALUES (?, ?, ?, ?)", rows)
+
     def begin(self, keys: Iterable[str]) -> None:
         """These trials are running, one attempt more."""
         with self._transaction() as cursor:
             for key in keys:
                 self._change(cursor, "state = 'running', attempts = attempts + 1", (), key)
 
+    def release(self) -> None:
+        """What is running is to do again: nobody runs it any more."""
+        with self._transaction() as cursor:
+            cursor.execute("UPDATE trials SET state = 'todo', updated = ? WHERE state = 'running'", (_now(),))
+
     def finish(self, key: str, reason: str | None = None) -> None:
         """The trial is done; or failed, with the reason in one line."""
         state = "done" if reason is None else "failed"
         with self._transaction() as cursor:
             self._change(cursor, "state = ?, reason = ?", (state, reason), key)
+
+    def stop(self, key: str, reason: str) -> None:
+        """The trial is not worth its end, for the reason in one line."""
+        with self._transaction() as cursor:
+            self._change(cursor, "state = 'stopped', reason = ?", (reason,), key)
 
     def rows(self) -> tuple[Row, ...]:
         """All trials, in the order in which they were added."""
@@ -120,6 +135,10 @@ def open_ledger(folder: Path) -> Iterator[Ledger]:
             connection.execute(_SCHEMA)
             (answer,) = connection.execute("PRAGMA quick_check").fetchone()
             columns = [row[1] for row in connection.execute("PRAGMA table_info(trials)")]
+        except (
+            sqlite3.OperationalError
+        ) as error:  # a full disk, a lock, a folder that is read-only: not the file's fault
+            raise DataError(f"cannot write {path}: {error}") from error
         except sqlite3.DatabaseError as error:
             raise _damaged(path, str(error)) from error
         if answer != "ok" or columns != list(Row._fields):
@@ -135,7 +154,7 @@ def open_or_renew(folder: Path, report: Callable[[str], None]) -> Iterator[Ledge
     with contextlib.ExitStack() as stack:
         try:
             ledger = stack.enter_context(open_ledger(folder))
-        except DataError as error:
+        except _DamagedError as error:
             aside = folder / f"ledger-damaged-{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%S%f}.sqlite"
             for suffix in ("", "-wal", "-shm"):
                 file = folder / f"{NAME}{suffix}"
@@ -154,8 +173,14 @@ def read_ledger(folder: Path) -> tuple[Row, ...]:
         return ledger.rows()
 
 
-def _damaged(path: Path, reason: str) -> DataError:
-    return DataError(f"{path}: is damaged ({reason}); nothing else depends on it, and the next sweep begins it anew")
+class _DamagedError(DataError):
+    """A file that is not a ledger, or no longer."""
+
+
+def _damaged(path: Path, reason: str) -> _DamagedError:
+    return _DamagedError(
+        f"{path}: is damaged ({reason}); nothing else depends on it, and the next sweep begins it anew"
+    )
 
 
 def _now() -> str:

@@ -12,17 +12,18 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from qresearch.errors import DataError
 from qresearch.results.atomic import (
-    append_json_line,
     make_folder,
     read_bytes,
     read_json_lines,
+    render_json,
+    render_json_lines,
     write_bytes,
     write_json,
     write_text,
@@ -73,13 +74,22 @@ class RunFolder:
 
     def has(self, key: str) -> bool:
         """Whether a valid record of this trial with status ``done`` is stored, together with its examples."""
+        record = self.find_record(key)
+        return record is not None and record.status == "done"
+
+    def done(self) -> frozenset[str]:
+        """The keys of all trials that have a valid record with status ``done``."""
+        return frozenset(record.key for record in self.records().records if record.status == "done")
+
+    def find_record(self, key: str) -> Record | None:
+        """The record of a trial; None if there is none, or none that is valid with its examples."""
         folder = self._find(key)
         if folder is None or not (folder / "result.json").exists():
-            return False
+            return None
         try:
-            return self._read(folder).status == "done"
+            return self._read(folder)
         except DataError:
-            return False
+            return None
 
     def record(self, key: str) -> Record:
         """The stored record of a trial. ``DataError`` if there is none, or if it is damaged."""
@@ -113,9 +123,11 @@ class RunFolder:
         path = folder / "examples.npz"
         return decode_examples(read_bytes(path), path, record.examples_sha256)
 
-    def append_metrics(self, key: str, row: Mapping[str, Any]) -> None:
-        """Adds one row to the ``metrics.jsonl`` of a trial that was started."""
-        append_json_line(self._started(key) / "metrics.jsonl", row)
+    def save_metrics(self, key: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Writes the ``metrics.jsonl`` of a trial that was started, in place of what an earlier attempt left there."""
+        path = self._started(key) / "metrics.jsonl"
+        if rows or path.exists():
+            write_text(path, render_json_lines(rows))
 
     def metrics(self, key: str) -> tuple[list[dict[str, Any]], int]:
         """The rows of a trial's ``metrics.jsonl``, and the number of torn lines that were left out."""
@@ -154,15 +166,20 @@ class RunFolder:
 
 
 def create_run(
-    output: Path, name: str, text: str, resolved: Mapping[str, Any], environment: Mapping[str, Any]
+    output: Path,
+    name: str,
+    text: str,
+    resolved: Mapping[str, Any],
+    environment: Mapping[str, Any],
+    settings: Sequence[str] = (),
 ) -> RunFolder:
     """The folder of a sweep: new, or the one that the same resolved sweep already has under ``output``.
 
-    ``text`` is the source of the config, of which the last is kept; ``environment`` what ``environment()`` returned.
+    ``text`` is the source of the config and ``settings`` the ``key=value`` beside it, of which the last are kept;
+    ``environment`` is what ``environment()`` returned.
     ``DataError`` if the folder of that name belongs to a different sweep.
     """
-    digest = content_hash(resolved)
-    path = inside(output, f"{safe_name(name)}-{digest[:4]}")
+    digest, path = content_hash(resolved), run_path(output, name, resolved)
     make_folder(path / "trials")
     if not (path / "resolved.json").exists():
         if _folders(path / "trials"):
@@ -178,7 +195,17 @@ def create_run(
         raise DataError(f"{path}: belongs to a different sweep; choose another name or output folder")
     if not (path / "sweep.yaml").is_file() or read_bytes(path / "sweep.yaml") != text.encode():
         write_text(path / "sweep.yaml", text)
+    if (
+        not (path / "settings.json").is_file()
+        or read_bytes(path / "settings.json") != render_json(list(settings)).encode()
+    ):
+        write_json(path / "settings.json", list(settings))
     return run
+
+
+def run_path(output: Path, name: str, resolved: Mapping[str, Any]) -> Path:
+    """Where ``create_run`` puts a sweep."""
+    return inside(output, f"{safe_name(name)}-{content_hash(resolved)[:4]}")
 
 
 def open_run(path: Path) -> RunFolder:

@@ -20,11 +20,11 @@ def status_lines(run: RunFolder) -> list[str]:
     counts = collections.Counter(row.state for row in rows)
     attempts = sum(row.attempts for row in rows)
     lines.append(", ".join(f"{counts[state]} {state}" for state in STATES) + f"; {attempts} attempts")
-    for state in ("running", "failed"):
+    for state in ("running", "stopped", "failed"):
         own = [row for row in rows if row.state == state]
         for row in own[:_SHOWN]:
-            reason = f": {row.reason}" if row.state == "failed" else ""
-            lines.append(f"{state}  {row.label} (attempt {row.attempts}, {row.updated}){reason}")
+            reason = f": {row.reason}" if row.state != "running" else ""
+            lines.append(f"{state}  {row.key[:8]} {row.label} (attempt {row.attempts}, {row.updated}){reason}")
         if len(own) > _SHOWN:
             lines.append(f"{state}  and {len(own) - _SHOWN} more")
     return lines

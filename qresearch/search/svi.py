@@ -21,7 +21,8 @@ from qresearch.qmodel import QuantizedModel
 from qresearch.quantizers.hard_concrete import l0_sample
 from qresearch.search.gated_sites import GatedSites
 from qresearch.search.gates import Phi
-from qresearch.training import AUGMENT_STREAM, State, Trainer, make_schedule, make_transform, merge
+from qresearch.training import Trainer
+from qresearch.training_step import AUGMENT_STREAM, State, make_schedule, make_transform, merge
 
 
 class HardConcrete(dist.Distribution):

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from qresearch.calibration import MenuQParams, calibrate, menu_widths
 from qresearch.config import RunConfig
@@ -40,12 +41,13 @@ class Bench:
     """What trials of the same data, model and quantization share, whatever their flow, seed, bits or learning rate.
 
     Everything costly is made on first use and kept: the model (compiled programs hang on it), the qparams of all widths
-    and the sensitivity table of each float model, the batches.
+    and the sensitivity table of each float model, the batches. widths: of all trials that will ever come here.
     """
 
     config: RunConfig
     folder: Path
     reporter: Reporter
+    widths: tuple[int, ...] = ()
 
     @functools.cached_property
     def setup(self) -> Setup:
@@ -96,12 +98,14 @@ class Bench:
         return {}
 
     def calibrated(self, key: str, variables: Variables, widths: Sequence[int]) -> MenuQParams:
-        """The qparams of the float model ``key`` at all widths of the menus and these."""
+        """The qparams of the float model ``key`` at all widths of the menus, those of the bench, and these."""
         model = self.model(key, variables)
-        wanted = tuple(sorted({*widths, *menu_widths(model)}))
-        if key not in self._tables:
-            self._tables[key] = calibrate(model, variables, self.calibration_inputs, wanted)
-        return self._tables[key]
+        wanted = {*self.widths, *widths, *menu_widths(model)}
+        table = self._tables.get(key)
+        if table is None or not wanted <= set(np.asarray(table.widths).astype(int).tolist()):
+            table = calibrate(model, variables, self.calibration_inputs, sorted(wanted))
+            self._tables[key] = table
+        return table
 
     @functools.cached_property
     def _tables(self) -> dict[str, MenuQParams]:

@@ -10,6 +10,7 @@ from typing import Any
 from qresearch.allocation import ALLOCATORS
 from qresearch.cost import COSTS
 from qresearch.data import DATASETS
+from qresearch.engines import ENGINES
 from qresearch.errors import ConfigError, did_you_mean
 from qresearch.models import MODELS
 from qresearch.numerics.ranges import RANGES
@@ -35,6 +36,7 @@ REGISTRIES: dict[str, Mapping[str, Any]] = {
     "models": MODELS,
     "data": DATASETS,
     "tasks": TASKS,
+    "engines": ENGINES,
     "suggesters": SUGGESTERS,
     "trackers": TRACKERS,
 }
@@ -43,6 +45,7 @@ OPTIONED = (
     "sensitivities",
     "allocators",
     "searches",
+    "engines",
     "suggesters",
 )  # functions whose keywords are options in a config
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -13,13 +14,17 @@ from jaxtyping import Float
 
 from qresearch.allocation import ALLOCATORS, Measure, Problem, check_budgets, refine
 from qresearch.calibration import MenuQParams
-from qresearch.config import RunConfig, SensitivityConfig, file_label, trial_label
+from qresearch.config import RunConfig, SensitivityConfig, trial_label
 from qresearch.data.dataset import with_first
+from qresearch.devices import is_first
+from qresearch.errors import DataError
 from qresearch.evaluation import Batches, make_batches
 from qresearch.models import Variables
 from qresearch.population import evaluate_population
 from qresearch.prequantized import prequantize
-from qresearch.results.atomic import write_json
+from qresearch.results.atomic import make_folder
+from qresearch.results.record import content_hash
+from qresearch.results.sealed import read_sealed, write_sealed
 from qresearch.search import SEARCHES, SearchSubject
 from qresearch.sensitivities import (
     SENSITIVITIES,
@@ -33,7 +38,8 @@ from qresearch.sensitivities import (
 )
 from qresearch.sweep.assemble import costs_of, recipe_of
 from qresearch.sweep.found import Found, Start, load_found, save_found
-from qresearch.sweep.sensitivity_json import joint_json, posterior_json, table_json
+from qresearch.sweep.plan import group_key
+from qresearch.sweep.sensitivity_json import joint_json, posterior_json, read_table, table_json
 from qresearch.training import Trainer
 
 if TYPE_CHECKING:
@@ -49,14 +55,11 @@ class Chooser:
     def sensitivity(
         self, key: str, variables: Variables, qparams: MenuQParams, chosen: SensitivityConfig
     ) -> Sensitivity:
-        """The sensitivity table of the float model ``key`` on validation examples; stored as
-        ``sensitivity/<key>-<method>.json``.
+        """The sensitivity table of the float model ``key`` on validation examples; stored in ``sensitivity``, where
+        other workers, and the same command again, find it.
         """
-        if (key, chosen) not in self._sensitivities:
+        if (key, chosen) not in self._sensitivities and not self._load(key, variables, chosen):
             started, model = time.monotonic(), self.bench.model(key, variables)
-            name = file_label(
-                "-".join([key, chosen.method, *(f"{option}={value}" for option, value in chosen.options)])
-            )
             evaluations = sum(len(menu) for menu in model.menus) + 1
             with self.bench.reporter.phase(f"sensitivity ({chosen.method})", evaluations) as advance:
                 batches, task, prepare = self._measured_on(chosen), self.bench.setup.task, self.bench.setup.data.prepare
@@ -64,14 +67,43 @@ class Chooser:
                 table = SENSITIVITIES[chosen.method](subject, **dict(chosen.options))
             self._seconds[key, chosen] = time.monotonic() - started
             content = table_json(table, [layer.name for layer in model.layers])
+            content |= {"identity": self._identity(key, chosen), "seconds": self._seconds[key, chosen]}
+            content["name"] = "-".join([key, chosen.method, *(f"{option}={value}" for option, value in chosen.options)])
             if chosen.joint:
                 found = additivity(table, self.measure(key, variables, qparams, table, chosen), chosen.joint)
                 content["joint"] = joint_json(found)
-            path = self.bench.folder / "sensitivity" / f"{name}.json"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, content)
+            path = self._table_path(key, chosen)
+            if is_first():
+                make_folder(path.parent)
+                write_sealed(path, content)
             self._sensitivities[key, chosen] = table
         return self._sensitivities[key, chosen]
+
+    def _load(self, key: str, variables: Variables, chosen: SensitivityConfig) -> bool:
+        """Whether the table is stored. One that is damaged is measured again, and said so."""
+        path, model = self._table_path(key, chosen), self.bench.model(key, variables)
+        if not path.is_file():
+            return False
+        try:
+            content = read_sealed(path)
+            options = [tuple(option) for option in content["options"]]
+            allowed = np.asarray([[option in menu for option in options] for menu in model.menus])
+            table = read_table(content, allowed) if content["identity"] == self._identity(key, chosen) else None
+        except DataError as error:
+            self.bench.reporter.line(f"{error}; the sensitivities are measured again")
+            return False
+        if table is None:
+            return False
+        self._sensitivities[key, chosen], self._seconds[key, chosen] = table, content["seconds"]
+        return True
+
+    def _table_path(self, key: str, chosen: SensitivityConfig) -> Path:
+        name = f"{key}-{chosen.method}-{content_hash(self._identity(key, chosen))[:8]}.json"
+        return self.bench.folder / "sensitivity" / name
+
+    def _identity(self, key: str, chosen: SensitivityConfig) -> dict[str, Any]:
+        """What a table depends on, as plain values."""
+        return {"float": key, "bench": group_key(self.bench.config), "measured": chosen.model_dump(mode="json")}
 
     @functools.cached_property
     def _sensitivities(self) -> dict[Any, Sensitivity]:

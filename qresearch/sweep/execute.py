@@ -13,7 +13,7 @@ import numpy as np
 
 from qresearch.calibration import MenuQParams, select_many
 from qresearch.checkpoint import save_checkpoint
-from qresearch.config import RunConfig
+from qresearch.config import RunConfig, config_hash
 from qresearch.errors import BudgetError, TrainingError
 from qresearch.evaluation import Scores, default_chunk, evaluate
 from qresearch.models import Variables
@@ -22,25 +22,30 @@ from qresearch.prequantized import prequantize
 from qresearch.qmodel import QuantizedModel
 from qresearch.rules import Option
 from qresearch.sweep.bench import Bench
-from qresearch.sweep.floats import FloatModel, float_key
+from qresearch.sweep.floats import FloatModel, float_key, keeper_of
 from qresearch.sweep.found import Start
 from qresearch.sweep.keep import keep_sensitive
-from qresearch.sweep.outcome import Outcome, checkpoint_path, summary
+from qresearch.sweep.outcome import FLOAT_BITS, Outcome, checkpoint_path, summary
 from qresearch.sweep.post_training import run_methods
 from qresearch.sweep.progress import epochs_done
 from qresearch.training import Trained, Trainer, Trial
 
-FLOAT_BITS = 32.0
 
+def run_bench(
+    bench: Bench, configs: Sequence[RunConfig], floats: dict[str, FloatModel], until: int | None = None
+) -> Iterator[Outcome]:
+    """Runs every trial of a bench and yields each outcome as soon as it is known, with what its search took.
 
-def run_bench(bench: Bench, configs: Sequence[RunConfig], floats: dict[str, FloatModel]) -> Iterator[Outcome]:
-    """Runs every trial of a bench and yields each outcome as soon as it is known, with what its search took."""
-    for outcome in _run_trials(bench, configs, floats):
+    until: QAT stops after this epoch, if it is not the last; a later call goes on from there.
+    """
+    for outcome in _run_trials(bench, configs, floats, until):
         found = bench.chooser.found.get(outcome.config)
         yield outcome if found is None else outcome._replace(extra={**outcome.extra, "search": found.taken})
 
 
-def _run_trials(bench: Bench, configs: Sequence[RunConfig], floats: dict[str, FloatModel]) -> Iterator[Outcome]:
+def _run_trials(
+    bench: Bench, configs: Sequence[RunConfig], floats: dict[str, FloatModel], until: int | None
+) -> Iterator[Outcome]:
     by_float: dict[str, list[RunConfig]] = {}
     for config in configs:
         by_float.setdefault(float_key(config), []).append(config)
@@ -48,8 +53,8 @@ def _run_trials(bench: Bench, configs: Sequence[RunConfig], floats: dict[str, Fl
     for key, members in by_float.items():
         variables = floats[key].variables
         if variables is None:
-            layers = len(bench.sketch.layers)
-            yield from (Outcome(c, np.full((layers, 2), FLOAT_BITS), 0.0, failure=floats[key].failure) for c in members)
+            reason = floats[key].failure or "no float model"
+            yield from (Outcome.lost(config, len(bench.sketch.layers), reason) for config in members)
             continue
         bits, failures = _choose_bits(bench, key, variables, members)
         yield from failures
@@ -63,7 +68,7 @@ def _run_trials(bench: Bench, configs: Sequence[RunConfig], floats: dict[str, Fl
                 trial = _trial(bench, config, variables, table, bits[config])
                 qat.setdefault(bench.trainer(key, variables, config), []).append((config, trial))
     for trainer, trials in qat.items():
-        yield from _train(bench, trainer, trials)
+        yield from _train(bench, trainer, trials, until)
 
 
 def _choose_bits(
@@ -119,7 +124,7 @@ def _evaluate(
     if not configs:
         return
     with bench.reporter.phase("float and PTQ evaluation", len(configs)) as advance:
-        chunk = default_chunk() * jax.local_device_count()
+        chunk = default_chunk() * jax.device_count()
         ready = prequantize(model, float_model.variables, table)
         for start in range(0, len(configs), chunk):
             started, part = time.monotonic(), configs[start : start + chunk]
@@ -155,14 +160,20 @@ def _start(bench: Bench, config: RunConfig) -> Start | None:
     return None if found is None else found.start
 
 
-def _train(bench: Bench, trainer: Trainer, trials: Sequence[tuple[RunConfig, Trial]]) -> Iterator[Outcome]:
+def _train(
+    bench: Bench, trainer: Trainer, trials: Sequence[tuple[RunConfig, Trial]], until: int | None
+) -> Iterator[Outcome]:
     """QAT trials; those of one trainer are one population."""
-    epochs = trainer.recipe.epochs
-    with bench.reporter.phase("QAT (epochs)", len(trials) * epochs) as advance:
-        outcomes = trainer.train([trial for _, trial in trials], on_epoch=epochs_done(advance, epochs))
+    epochs, reporter = min(until or trainer.recipe.epochs, trainer.recipe.epochs), bench.reporter
+    stops = epochs < trainer.recipe.epochs
+    keepers = [keeper_of(config, bench.folder, config_hash(config)[:16], reporter, stops) for config, _ in trials]
+    with reporter.phase("QAT (epochs)", len(trials) * epochs) as advance:
+        outcomes = trainer.train([trial for _, trial in trials], None, epochs_done(advance, epochs), keepers, until)
         started = time.monotonic()
-        for (config, trial), trained in zip(trials, outcomes):
+        for (config, trial), keeper, trained in zip(trials, keepers, outcomes):
             yield _trained(bench, trainer, config, trial, trained, started)
+            if keeper is not None and trained.finished:
+                keeper.remove()  # whoever asks for the next outcome has stored this one
             started = time.monotonic()
 
 
@@ -172,6 +183,10 @@ def _trained(
     bits, channels = _with_pruned(bench, config, np.asarray(trial.bits))
     if trained.failure is not None:
         return Outcome(config, bits, time.monotonic() - started, extra=_history(trained), failure=trained.failure)
+    if not trained.finished:
+        row = trained.history[-1]
+        stopped = (int(row["epoch"]), trainer.task.sign * row["validation_score"])
+        return Outcome(config, bits, time.monotonic() - started, stopped=stopped)
     best, last = ((*part, trial.bits) for part in (trained.best, trained.last))
     test, validation = (_own_scores(trainer, best, split) for split in (bench.test, bench.validation))
     extra = {

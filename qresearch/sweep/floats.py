@@ -16,10 +16,12 @@ from qresearch.checkpoint import load_checkpoint, save_checkpoint
 from qresearch.config import RunConfig, resolved
 from qresearch.data import Dataset
 from qresearch.data.dataset import with_first
+from qresearch.devices import agreed, is_first
 from qresearch.errors import DataError
 from qresearch.evaluation import make_batches
+from qresearch.keeper import Keeper
 from qresearch.models import Model, Variables
-from qresearch.results.atomic import write_json
+from qresearch.results.sealed import read_sealed, write_sealed
 from qresearch.sweep.assemble import Setup, example_of, load_weights, recipe_of, setup_of, shapes_of
 from qresearch.sweep.progress import Reporter, epochs_done
 from qresearch.tasks import Task
@@ -45,6 +47,17 @@ def float_key(config: RunConfig) -> str:
     return hashlib.sha256(json.dumps([identity, seed], sort_keys=True).encode()).hexdigest()[:16]
 
 
+def float_group(config: RunConfig) -> tuple[Any, ...]:
+    """What is static of a float training: equal for runs whose float models are one population."""
+    return config.task, config.data, config.model, recipe_of(config.float_training), config.evaluate.batch_size
+
+
+def is_stored(config: RunConfig, folder: Path) -> bool:
+    """Whether the float model of a run is in ``folder``, to all appearance: what is damaged is trained again later."""
+    path = folder / float_key(config)
+    return path.is_dir() and path.with_suffix(".json").is_file()
+
+
 def obtain_floats(configs: Iterable[RunConfig], folder: Path, reporter: Reporter) -> dict[str, FloatModel]:
     """The float models of these runs by ``float_key``: from files, from ``folder`` or by training, which stores
     them.
@@ -52,12 +65,11 @@ def obtain_floats(configs: Iterable[RunConfig], folder: Path, reporter: Reporter
     wanted = {float_key(config): config for config in configs}
     found = {key: _stored(config, folder / key, reporter) for key, config in wanted.items()}
     models = {key: model for key, model in found.items() if model is not None}
+    agreed(len(models), f"numbers of float models in {folder}")
     groups: dict[tuple[Any, ...], dict[str, RunConfig]] = {}
     for key, config in wanted.items():
         if key not in models:
-            recipe, batch = recipe_of(config.float_training), config.evaluate.batch_size
-            static = (config.task, config.data, config.model, recipe, batch)
-            groups.setdefault(static, {})[key] = config
+            groups.setdefault(float_group(config), {})[key] = config
     for group in groups.values():
         models |= _train(group, folder, reporter)
     return models
@@ -68,10 +80,10 @@ def _stored(config: RunConfig, path: Path, reporter: Reporter) -> FloatModel | N
     if config.model.weights:
         return FloatModel(load_weights(config, setup), [], 0)
     facts = path.with_suffix(".json")
-    if not (path.is_dir() and facts.is_file()):
+    if not is_stored(config, path.parent):
         return None
     try:
-        content = json.loads(facts.read_text())
+        content = read_sealed(facts)
         history, best_epoch = list(content["history"]), int(content["best_epoch"])
         return FloatModel(load_checkpoint(path, shapes_of(setup)[0]), history, best_epoch)
     except (DataError, ValueError, KeyError, TypeError) as error:
@@ -87,11 +99,20 @@ def _train(group: Mapping[str, RunConfig], folder: Path, reporter: Reporter) -> 
     trainer = float_trainer(setup.model, setup.task, recipe, data, config.evaluate.batch_size)
     trials = [_trial(setup, config) for config in group.values()]
     models = {}
+    keepers = [keeper_of(config, folder.parent, key, reporter) for key, config in group.items()]
     with reporter.phase("float training (epochs)", len(trials) * recipe.epochs) as advance:
-        outcomes = trainer.train(trials, on_epoch=epochs_done(advance, recipe.epochs))
-        for key, outcome in zip(group, outcomes):
+        outcomes = trainer.train(trials, on_epoch=epochs_done(advance, recipe.epochs), keepers=keepers)
+        for key, keeper, outcome in zip(group, keepers, outcomes):
             models[key] = _keep(outcome, folder / key)
+            if keeper is not None:
+                keeper.remove()
     return models
+
+
+def keeper_of(config: RunConfig, run: Path, key: str, reporter: Reporter, stops: bool = False) -> Keeper | None:
+    """Where the training ``key`` of a run keeps its checkpoints, if the config asks for any, or it stops on its way."""
+    every, keep = config.checkpoints.every, config.checkpoints.keep
+    return None if every is None and not stops else Keeper(run / "training" / key, every, keep, reporter.line)
 
 
 def _keep(outcome: Trained, path: Path) -> FloatModel:
@@ -99,7 +120,8 @@ def _keep(outcome: Trained, path: Path) -> FloatModel:
         return FloatModel(None, outcome.history, 0, f"float training: {outcome.failure}")
     variables = outcome.best[0]
     save_checkpoint(path, variables)
-    write_json(path.with_suffix(".json"), {"history": outcome.history, "best_epoch": outcome.best_epoch})
+    if is_first():
+        write_sealed(path.with_suffix(".json"), {"history": outcome.history, "best_epoch": outcome.best_epoch})
     return FloatModel(variables, outcome.history, outcome.best_epoch)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,11 +11,13 @@ import numpy as np
 
 from qresearch.checkpoint import load_checkpoint, save_checkpoint
 from qresearch.config import RunConfig, config_hash
+from qresearch.devices import is_first
 from qresearch.errors import DataError
 from qresearch.models import Variables
 from qresearch.qmodel import QParams, QuantizedModel
-from qresearch.results.atomic import make_folder, read_bytes, write_json
+from qresearch.results.atomic import make_folder
 from qresearch.results.draws import Groups, save_draws
+from qresearch.results.sealed import read_sealed, write_sealed
 
 
 class Start(NamedTuple):
@@ -40,6 +41,8 @@ class Found(NamedTuple):
 
 def save_found(folder: Path, config: RunConfig, found: Found) -> None:
     """Writes ``<hash of the config>.json`` and, where there is a start, a checkpoint beside it, which comes first."""
+    if not is_first():
+        return
     make_folder(folder)
     content: dict[str, Any] = {"bits": found.bits.tolist(), "taken": found.taken}
     if found.start is not None:
@@ -47,7 +50,7 @@ def save_found(folder: Path, config: RunConfig, found: Found) -> None:
         save_checkpoint(_path(folder, config), {"variables": found.start.variables, "qparams": found.start.qparams})
     if found.draws is not None:
         save_draws(_path(folder, config).with_suffix(".npz"), found.draws)
-    write_json(_path(folder, config).with_suffix(".json"), content)
+    write_sealed(_path(folder, config).with_suffix(".json"), content)
 
 
 def load_found(
@@ -59,7 +62,7 @@ def load_found(
     if not facts.is_file():
         return None
     try:
-        content = json.loads(read_bytes(facts))
+        content = read_sealed(facts)
         bits, taken, kept = np.asarray(content["bits"], np.float32), dict(content["taken"]), content.get("kept")
         if bits.shape != (len(model.layers), 2):
             raise DataError(f"{facts}: is of another model")

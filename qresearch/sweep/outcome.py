@@ -20,9 +20,13 @@ from qresearch.results import Record, environment
 from qresearch.sweep.assemble import costs_of
 from qresearch.tasks import Task
 
+FLOAT_BITS = 32.0
+
 
 class Outcome(NamedTuple):
-    """A finished or failed trial. test, validation: of one model. extra: further metrics, numbers only."""
+    """A finished or failed trial, or one that was stopped on its way. test, validation: of one model. extra: further
+    metrics, numbers only. stopped: (epoch, validation score, larger for the better).
+    """
 
     config: RunConfig
     bits: Float[np.ndarray, "layers 2"]
@@ -31,6 +35,12 @@ class Outcome(NamedTuple):
     validation: Scores | None = None
     extra: Mapping[str, Any] = {}
     failure: str | None = None
+    stopped: tuple[int, float] | None = None
+
+    @classmethod
+    def lost(cls, config: RunConfig, layers: int, reason: str) -> Outcome:
+        """A trial that failed before anything is known about its bits."""
+        return cls(config, np.full((layers, 2), FLOAT_BITS, np.float32), 0.0, failure=reason)
 
 
 def checkpoint_path(run: Path, config: RunConfig) -> Path:

@@ -23,6 +23,18 @@ def table_json(table: Sensitivity, layers: list[str]) -> dict[str, Any]:
     }
 
 
+def read_table(content: dict[str, Any], allowed: np.ndarray) -> Sensitivity | None:
+    """The table that ``table_json`` wrote; None if it is not whole: a loss that is not finite must be of an option that
+    is not ``allowed`` [layer, option].
+    """
+    loss = np.asarray([[np.inf if value is None else value for value in row] for row in content["loss"]])
+    error = np.asarray([[np.nan if value is None else value for value in row] for row in content["standard_error"]])
+    options = tuple((option[0], option[1]) for option in content["options"])
+    if not (loss.shape == error.shape == allowed.shape and np.array_equal(np.isfinite(loss), allowed)):
+        return None
+    return Sensitivity(loss, error, options, content["float_loss"])
+
+
 def joint_json(found: Additivity) -> dict[str, Any]:
     """What random joint allocations were predicted to lose and lost."""
     rank, ratio = _finite(np.array([found.rank_correlation, found.ratio]))

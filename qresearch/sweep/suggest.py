@@ -60,8 +60,8 @@ def run_suggested(
 
 def _score(run: RunFolder, config: RunConfig) -> float | None:
     """The validation score of a finished trial, larger for the better one."""
-    if not run.has(config_hash(config)):
+    record = run.find_record(config_hash(config))
+    if record is None or record.status != "done":
         return None
-    record = run.record(config_hash(config))
     score = float(record.metrics["validation"]["score"])
     return score if record.higher_is_better else -score

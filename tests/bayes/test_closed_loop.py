@@ -11,7 +11,7 @@ from bayes_cases import every, middle_budget, problem_of
 from qresearch.allocation import ALLOCATORS, Problem, bayesian
 from qresearch.errors import BudgetError, ConfigError
 
-OPTIONS = {"measurements": 28, "rounds": 2, "warmup": 200, "draws": 100}  # one shape: compiled once
+OPTIONS = {"measurements": 28, "rounds": 2, "warmup": 100, "draws": 50}  # one shape: compiled once
 
 
 class Interacting:
@@ -62,12 +62,22 @@ def test_it_finds_what_the_table_does_not_show(method, unit):
     assert np.mean(found) < 0.3 * np.mean(tabled)
 
 
-def test_tied_layers_stay_tied_and_info_says_what_is_known():
-    case = Interacting(3, layers=7, groups=((1, 4),))
-    allocations, info = bayesian.allocate(0, case.problem, case.budgets, **OPTIONS)
+def tied_case():
+    return Interacting(3, groups=((1, 4),))
+
+
+@pytest.fixture(scope="module")
+def tied():
+    """(case, allocations, info) of a run with two tied layers."""
+    case = tied_case()
+    return case, *bayesian.allocate(0, case.problem, case.budgets, **OPTIONS)
+
+
+def test_tied_layers_stay_tied_and_info_says_what_is_known(tied):
+    case, allocations, info = tied
     np.testing.assert_array_equal(allocations[:, 1], allocations[:, 4])
     assert all(np.all(asked[:, 1] == asked[:, 4]) for asked in case.asked)
-    assert np.shape(info["probabilities"]) == (3, 7, 3)
+    assert np.shape(info["probabilities"]) == (3, 6, 3)
     np.testing.assert_allclose(np.sum(info["probabilities"], axis=-1), 1)
     assert np.all(np.diff(info["loss"], axis=1) > 0)
     assert np.all(np.diff(info["front"], axis=1) > 0)
@@ -78,7 +88,7 @@ def test_tied_layers_stay_tied_and_info_says_what_is_known():
     assert draws["posterior_predictive"]["joint"].shape == (2, OPTIONS["draws"], len(draws["observed_data"]["joint"]))
     assert len(draws["observed_data"]["joint"]) == info["evaluations"]
     assert np.all(np.array(info["regret"]) >= 0)
-    again = Interacting(3, layers=7, groups=((1, 4),))
+    again = tied_case()
     np.testing.assert_array_equal(bayesian.allocate(0, again.problem, again.budgets, **OPTIONS)[0], allocations)
 
 
@@ -98,13 +108,12 @@ def test_a_problem_that_cannot_measure_gets_the_exact_answer():
     assert info["evaluations"] == 0
 
 
-def test_a_float_loss_that_is_known_is_no_unknown():
-    case = Interacting(5)
+def test_a_float_loss_that_is_known_is_no_unknown(tied):
+    case, _, free = tied
     known = replace(case.problem, float_loss=2.0)
     _, info = bayesian.allocate(0, known, case.budgets, **OPTIONS)
     draws = info["draws"]
     np.testing.assert_allclose(draws["posterior"]["base"] * draws["constant_data"]["unit"], 2.0, rtol=1e-6)
-    _, free = bayesian.allocate(0, case.problem, case.budgets, **OPTIONS)
     assert free["draws"]["posterior"]["base"].std() > 0
 
 

@@ -15,6 +15,7 @@ from qresearch.allocation.bayes.diagnostics import MIN_P, diagnose
 from qresearch.allocation.bayes.measurements import Joint, Measurements, unit_of
 from qresearch.allocation.bayes.model import Prior, in_context, prepare, simulate
 from qresearch.allocation.bayes.posterior import fit_posterior
+from qresearch.allocation.bayes.simulation import overconfident
 from qresearch.allocation.bayes.suggest import expected_improvement, suggest
 from qresearch.allocation.budgets import check_budgets, within
 from qresearch.errors import ConfigError
@@ -57,10 +58,10 @@ def test_what_was_simulated_is_found(measured, posterior):
 
 def test_the_same_key_gives_the_same_draws_and_units_do_not_matter(measured, posterior):
     given, _ = measured
-    again = fit_posterior(jax.random.key(0), given, PRIOR, **SHORT, warn=False)
-    np.testing.assert_array_equal(again.sensitivity, posterior.sensitivity)
     scaled = Measurements(given.single * 1024, given.allocations, given.joint * 1024, (2048.0, 512.0), 1024.0)
     other = fit_posterior(jax.random.key(0), scaled, PRIOR, **SHORT, warn=False)
+    for name, drawn in posterior.sites.items():
+        np.testing.assert_array_equal(other.sites[name], drawn, err_msg=name)
     np.testing.assert_allclose(other.sensitivity, posterior.sensitivity * 1024, rtol=1e-5)
 
 
@@ -156,6 +157,16 @@ def test_losses_that_the_model_cannot_explain_warn(measured, posterior):
         warnings.simplefilter("always")
         fit_posterior(jax.random.key(0), given._replace(joint=bent), PRIOR, **SHORT)
     assert any("joint loss" in str(warning.message) for warning in caught)
+
+
+def test_an_overconfident_posterior_has_the_same_means_and_a_part_of_the_spread(posterior):
+    half = overconfident(posterior, np.ones((LAYERS, 3), bool), 2.0)
+    for name in ("log_sensitivity", "base", "layer_context"):
+        np.testing.assert_allclose(half.sites[name].mean(axis=(0, 1)), posterior.sites[name].mean(axis=(0, 1)))
+        np.testing.assert_allclose(half.sites[name].std(axis=(0, 1)), posterior.sites[name].std(axis=(0, 1)) / 2)
+    total = np.ones((len(half.base), 1))
+    assert half.spread(total).mean() < 0.6 * posterior.spread(total).mean()
+    assert overconfident(posterior, np.ones((LAYERS, 3), bool), 1.0) is posterior
 
 
 def test_measurements_that_say_nothing_are_refused(measured):

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import jax
 import numpy as np
 import pytest
 
-from qresearch.allocation.bayes.model import Prior, simulate
-from qresearch.allocation.bayes.posterior import fit_posterior
 from qresearch.allocation.bayes.simulation import (
     Design,
     expected_calibration_error,
-    overconfident,
     reliability,
     simulate_posteriors,
 )
@@ -47,15 +43,3 @@ def test_few_simulations_give_all_measures_and_the_control_is_narrower():
     spread = {name: np.abs(ranks - 49.5).mean() for name, ranks in found.ranks.items()}
     wider = {name: np.abs(ranks - 49.5).mean() for name, ranks in control.ranks.items()}
     assert np.mean(list(wider.values())) > np.mean(list(spread.values()))  # truths lie in the tails of what is believed
-
-
-def test_an_overconfident_posterior_has_the_same_means_and_a_part_of_the_spread():
-    measured, _ = simulate(jax.random.key(1), np.ones((6, 3), bool), 3, 12, Prior(), (2.0, 1.0))
-    posterior = fit_posterior(jax.random.key(0), measured, warmup=500, draws=200, warn=False)
-    half = overconfident(posterior, np.ones((6, 3), bool), 2.0)
-    for name in ("log_sensitivity", "base", "layer_context"):
-        np.testing.assert_allclose(half.sites[name].mean(axis=(0, 1)), posterior.sites[name].mean(axis=(0, 1)))
-        np.testing.assert_allclose(half.sites[name].std(axis=(0, 1)), posterior.sites[name].std(axis=(0, 1)) / 2)
-    total = np.ones((len(half.base), 1))
-    assert half.spread(total).mean() < 0.6 * posterior.spread(total).mean()
-    assert overconfident(posterior, np.ones((6, 3), bool), 1.0) is posterior

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -38,7 +39,11 @@ FAST = {
     (False, "per_tensor", True, None),
     (False, "per_tensor", False, None),
 }
-FULL = 3  # XLA's default
+QUICK = {"xla_backend_optimization_level": 0}
+# What users run: XLA's defaults, whatever the fast suite's flags say (see tests/conftest.py).
+FULL: dict[str, Any] = {"xla_backend_optimization_level": 3}
+if "xla_cpu_use_fusion_emitters" in os.environ.get("XLA_FLAGS", ""):
+    FULL["xla_cpu_use_fusion_emitters"] = True
 INTEGER_WIDTHS = tuple(range(1, 9))
 WIDTHS = (0, *INTEGER_WIDTHS, 16, 31, 32)
 
@@ -136,7 +141,7 @@ class Program:
             lowered = jax.jit(lambda *arguments: self.function(*arguments)).lower(*arguments)
             key = (lowered.as_text(), shapes, lowered.in_tree, lowered.out_tree, self.quick)
             if key not in self.known:
-                self.known[key] = lowered.compile({"xla_backend_optimization_level": 0 if self.quick else FULL})
+                self.known[key] = lowered.compile(QUICK if self.quick else FULL)
             self.compiled[shapes] = self.known[key]
         return self.compiled[shapes](*arguments)
 
@@ -154,10 +159,10 @@ class Observation(NamedTuple):
 class Observer:
     """A method's compiled functions at one specification: calibration, what is done with qparams, gradients."""
 
-    def __init__(self, name: str, spec: QuantSpec) -> None:
+    def __init__(self, name: str, spec: QuantSpec, quick: bool = False) -> None:
         self.quantizer = make_quantizer(name, spec)
         self.init = Program(self.quantizer.init, quick=True)
-        self.use = Program(self.use_qparams)
+        self.use = Program(self.use_qparams, quick)
         self.slopes = Program(jax.grad(self.total, (0, 1, 2)), quick=True)
 
     def use_qparams(self, qparams: Any, x: jax.Array, bits: jax.Array) -> Observation:

@@ -67,7 +67,7 @@ def test_one_trace_serves_every_width(name, spec):
 def test_vmap_over_widths_is_a_loop(name, spec):
     quantizer, x, widths = make_quantizer(name, spec), tensor(spec.signed), jnp.asarray(WIDTHS, jnp.float32)
     qparams = Program(jax.vmap(quantizer.init, in_axes=(None, 0)), quick=True)(x, widths)
-    x_hat = Program(jax.vmap(quantizer.apply, in_axes=(0, None, 0)))(qparams, x, widths)
+    x_hat = Program(jax.vmap(quantizer.apply, in_axes=(0, None, 0)), quick=True)(qparams, x, widths)
     for i, bits in enumerate(WIDTHS):
         one = observed(name, spec, bits)
         for many, single in zip(jax.tree.leaves(qparams), jax.tree.leaves(one.qparams), strict=True):
@@ -173,13 +173,14 @@ def test_degenerate_tensors_give_finite_gradients(name, spec):
 
 @cases(range=None, granularity=PER_TENSOR)
 def test_a_single_element_is_quantized_with_finite_gradients(name, spec):
+    single = Observer(name, spec, quick=True)
     for value in (0.7, 0.0, -0.7):
         x = jnp.full((1, 1, 1), value, jnp.float32)
         for bits in (0, 1, 4, 32):
-            one = observer(name, spec).at(x, bits)
+            one = single.at(x, bits)
             assert one.x_hat.shape == x.shape
             assert_finite((one.qparams, one.x_hat), f"{value} at {bits} bits")
-            assert_finite(observer(name, spec).gradients(x, bits), f"{value} at {bits} bits")
+            assert_finite(single.gradients(x, bits), f"{value} at {bits} bits")
 
 
 @cases(range=None)
@@ -205,13 +206,13 @@ def test_every_learnable_leaf_and_the_input_receive_a_gradient(name, spec):
 def test_bfloat16_is_quantized_in_float32_and_returned(name, spec):
     quantizer, x = make_quantizer(name, spec), tensor(spec.signed).astype(jnp.bfloat16)
 
-    @Program
     def both(x, bits):
         qparams = quantizer.init(x, bits)
         return qparams, quantizer.apply(qparams, x, bits), quantizer.apply(qparams, x.astype(jnp.float32), bits)
 
+    run = Program(both, quick=True)
     for bits in (0, 2, 8, 32):
-        qparams, low, wide = both(x, jnp.float32(bits))
+        qparams, low, wide = run(x, jnp.float32(bits))
         assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(qparams))
         assert low.dtype == jnp.bfloat16
         np.testing.assert_array_equal(low, wide.astype(jnp.bfloat16))

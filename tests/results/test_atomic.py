@@ -87,8 +87,6 @@ def test_a_file_in_place_of_the_folder(tmp_path):
         atomic.write_text(tmp_path / "file" / "a", "x")
     with pytest.raises(DataError, match=r"cannot make the folder .*file"):
         atomic.make_folder(tmp_path / "file" / "b")
-    with pytest.raises(DataError, match=r"cannot append to .*file"):
-        atomic.append_json_line(tmp_path / "file" / "c", {})
 
 
 def test_nan_never_reaches_a_json_file(tmp_path):
@@ -108,10 +106,26 @@ def test_folder_that_cannot_be_synced_is_no_failure(tmp_path, monkeypatch):
     assert (tmp_path / "a").read_text() == "x"
 
 
+def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
+    kept = [tmp_path / "a.json", tmp_path / "b" / "c.tmp", tmp_path / "b" / ".hidden", tmp_path / ".git" / "x"]
+    left = [
+        tmp_path / ".a.json.0f.tmp",
+        tmp_path / "b" / ".c.1e.tmp",
+        tmp_path / "b" / "0.orbax-checkpoint-tmp-1" / "d",
+    ]
+    for path in kept + left:
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_text("x")
+    atomic.remove_unfinished(tmp_path)
+    assert all(path.exists() for path in kept)
+    assert not any(path.exists() for path in left)
+    assert not left[-1].parent.exists()
+
+
 def test_json_lines_round_trip_with_nan_as_null(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    atomic.append_json_line(path, {"step": 0, "loss": 1.5})
-    atomic.append_json_line(path, {"step": 1, "loss": float("nan"), "nested": {"x": [float("inf")]}})
+    rows = [{"step": 0, "loss": 1.5}, {"step": 1, "loss": float("nan"), "nested": {"x": [float("inf")]}}]
+    atomic.write_text(path, atomic.render_json_lines(rows))
     assert atomic.read_json_lines(path) == (
         [{"step": 0, "loss": 1.5}, {"step": 1, "loss": None, "nested": {"x": [None]}}],
         0,
@@ -120,21 +134,8 @@ def test_json_lines_round_trip_with_nan_as_null(tmp_path):
 
 def test_json_lines_torn_anywhere_lose_one_row_and_say_so(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    for step in range(3):
-        atomic.append_json_line(path, {"step": step, "text": "é"})
-    whole = path.read_bytes()
+    whole = atomic.render_json_lines({"step": step, "text": "é"} for step in range(3)).encode()
     start = whole[:-1].rindex(b"\n") + 1
     for end in range(start + 1, len(whole) - 1):
         path.write_bytes(whole[:end])
         assert atomic.read_json_lines(path) == ([{"step": 0, "text": "é"}, {"step": 1, "text": "é"}], 1)
-        atomic.append_json_line(path, {"step": 9})
-        rows, torn = atomic.read_json_lines(path)
-        assert ([row["step"] for row in rows], torn) == ([0, 1, 9], 1)
-
-
-def test_json_lines_refuse_to_follow_a_link(tmp_path):
-    (tmp_path / "elsewhere").write_text("")
-    (tmp_path / "metrics.jsonl").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(DataError, match="cannot append"):
-        atomic.append_json_line(tmp_path / "metrics.jsonl", {"step": 0})
-    assert (tmp_path / "elsewhere").read_text() == ""

@@ -46,7 +46,7 @@ def test_layout(run):
     assert run.path.name == f"quick-{run.digest[:4]}"
     record = make_record()
     run.save(record, make_examples())
-    run.append_metrics(record.key, {"step": 0})
+    run.save_metrics(record.key, [{"step": 0}])
     trial = run.path / "trials" / f"{record.key[:8]}-{record.label}"
     assert sorted(p.name for p in run.path.iterdir()) == ["env.json", "resolved.json", "sweep.yaml", "trials"]
     assert sorted(p.name for p in trial.iterdir()) == ["config.json", "examples.npz", "metrics.jsonl", "result.json"]
@@ -163,10 +163,11 @@ def test_colliding_keys_are_refused(run):
 def test_metrics(run):
     record = make_record()
     with pytest.raises(DataError, match="start it first"):
-        run.append_metrics(record.key, {"step": 0})
+        run.save_metrics(record.key, [{"step": 0}])
     folder = run.start(record.key, record.label, record.config)
     assert run.metrics(record.key) == ([], 0)
-    run.append_metrics(record.key, {"step": 0, "loss": float("nan")})
+    run.save_metrics(record.key, [{"step": 7}])
+    run.save_metrics(record.key, [{"step": 0, "loss": float("nan")}])  # of a second attempt
     with (folder / "metrics.jsonl").open("a") as stream:
         stream.write('{"step": 1, "lo')
     assert run.metrics(record.key) == ([{"step": 0, "loss": None}], 1)

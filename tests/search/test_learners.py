@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import jax
@@ -36,6 +37,7 @@ RULES = {
 CASES = pytest.mark.parametrize("case", RULES)
 
 
+@functools.cache
 def subject_of(case):
     entry, rules = RULES[case]
     return plain_subject(quantize_model(entry.fn, entry.params, entry.x, rules), entry.params, entry.x)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from results_fixtures import ENVIRONMENT, make_examples, make_record
 from small_sweep import ONE, settings, write_small
 
-import qresearch.sweep.run
+import qresearch.sweep.job
 from qresearch import allocation, sensitivities
 from qresearch.cli import main
 from qresearch.config import file_label
@@ -45,6 +45,8 @@ KEYS = {
     "trackers": "[{}]",
     "sweep.suggest": '{{"name": {}, "trials": 1, "space": {{"seed": [1]}}}}',
 }
+# One trial, in this process.
+HERE = (*ONE, "engine.name=inline")
 
 
 @pytest.fixture
@@ -62,11 +64,11 @@ def around(tmp_path, tmp_path_factory, monkeypatch):
 def stop_before_computing(monkeypatch):
     """Trials fail at once: names become files all the same."""
 
-    def run_bench(bench, configs, floats):
+    def run_bench(bench, configs, floats, until):
         yield from (Outcome(config, np.zeros((len(bench.sketch.layers), 2)), 0.0, failure="none") for config in configs)
 
-    monkeypatch.setattr(qresearch.sweep.run, "obtain_floats", lambda *arguments: {})
-    monkeypatch.setattr(qresearch.sweep.run, "run_bench", run_bench)
+    monkeypatch.setattr(qresearch.sweep.job, "obtain_floats", lambda *arguments: {})
+    monkeypatch.setattr(qresearch.sweep.job, "run_bench", run_bench)
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -77,7 +79,7 @@ def test_names_in_a_config_write_nothing_outside_the_output_folder(around, monke
     statuses = set()
     for name in NAMES:
         value = KEYS[key].format(json.dumps(name))
-        statuses.add(main(["sweep", str(config), *settings("output=out", *ONE, f"{key}={value}")]))
+        statuses.add(main(["sweep", str(config), *settings("output=out", *HERE, f"{key}={value}")]))
         error = capsys.readouterr().err
         assert error.isprintable() or all(line.isprintable() for line in error.splitlines()), name
         assert outside(tree(around), "a/b/work/out") == before, name
@@ -85,7 +87,7 @@ def test_names_in_a_config_write_nothing_outside_the_output_folder(around, monke
     assert 2 in statuses
 
 
-@pytest.mark.parametrize("command", ["show", "report", "status"])
+@pytest.mark.parametrize("command", ["show", "report", "status", "resume"])
 def test_names_of_runs_write_nothing(around, capsys, command):
     run = create_run(around / "a" / "b" / "work" / "out", "small", "", {"a": 1}, ENVIRONMENT)
     run.save(make_record(), make_examples())
@@ -158,7 +160,7 @@ def test_options_that_are_texts_stay_in_the_run(around, monkeypatch, name):
     options = json.dumps({"where": name})
     chosen = f"allocation={{allocator: anywhere, budget: 4, options: {options}}}"
     measured = f"sensitivity={{method: anywhere, examples: 100, joint: 0, options: {options}}}"
-    assert main(["sweep", str(config), *settings("output=out", *ONE, chosen, measured)]) == 0
+    assert main(["sweep", str(config), *settings("output=out", *HERE, chosen, measured)]) == 0
     found = tree(around)
     assert outside(found, "a/b/work/out") == before
     tables = [path for path in found if "/sensitivity/" in path]

@@ -1,7 +1,8 @@
-"""Small functions whose sensitivities can be computed by brute force."""
+"""Small functions whose sensitivities can be computed by brute force; quantized and calibrated once."""
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -40,6 +41,7 @@ def _draw(seed: int, *shape: int) -> np.ndarray:
 MENU = ((2, 2), (3, 4), (8, 8))
 
 
+@functools.cache
 def linear() -> tuple[Any, ...]:
     """One dense layer: its loss is a quadratic form in the kernel and in the input."""
     params = {"a": {"kernel": jnp.asarray(_draw(0, FEATURES, OUTPUTS))}}
@@ -47,6 +49,7 @@ def linear() -> tuple[Any, ...]:
     return subject_of(lambda p, x: x @ p["a"]["kernel"], params, x, _draw(2, EXAMPLES, OUTPUTS), MENU)
 
 
+@functools.cache
 def two_layers() -> tuple[Any, ...]:
     """Two dense layers with a smooth activation."""
     params = {
@@ -59,6 +62,7 @@ def two_layers() -> tuple[Any, ...]:
     )
 
 
+@functools.cache
 def scanned() -> tuple[Any, ...]:
     """Two iterations of one dense layer."""
     params = {"blocks": {"kernel": jnp.asarray(_draw(0, 2, FEATURES, FEATURES) / 2)}}
@@ -70,6 +74,7 @@ def scanned() -> tuple[Any, ...]:
     return subject_of(fn, params, x, np.asarray(fn(params, x)) + 0.1 * _draw(2, EXAMPLES, FEATURES), MENU)
 
 
+@functools.cache
 def tied() -> tuple[Any, ...]:
     """One kernel used twice."""
     params = {"shared": {"kernel": jnp.asarray(_draw(0, FEATURES, FEATURES) / 2)}}

@@ -58,7 +58,7 @@ def test_fisher_is_the_sum_over_examples_one_by_one(case):
             def one(w, d, x, y, row=row):
                 return loss_at(model, params, row, w, d[None], x[None], y[None])[0]
 
-            gradients = jax.vmap(jax.grad(one, (0, 1)), (None, 0, 0, 0))(
+            gradients = jax.jit(jax.vmap(jax.grad(one, (0, 1)), (None, 0, 0, 0)))(
                 jnp.zeros_like(weight), jnp.zeros_like(seen), x, y
             )
             each = 0.5 * (
@@ -111,7 +111,7 @@ def test_traces_are_the_dense_ones_within_three_standard_errors(case, curvature)
     (x, y), probes = next(rebatched(subject, 48)), 400
     found = np.stack([traces(params, x, y, jax.random.key(i)) for i in range(probes)])
     for row in range(len(model.units)):
-        dense = DENSE[curvature](model, params, row, x, y)
+        dense = jax.jit(lambda x, y, row=row: DENSE[curvature](model, params, row, x, y))(x, y)
         sizes = (len(dense[0]), dense[1].shape[-1])
         wanted = (jnp.trace(dense[0]) / sizes[0], jnp.mean(jnp.trace(dense[1], axis1=1, axis2=2)) / sizes[1])
         for samples, value in zip(found[:, :, row].T, wanted):
@@ -129,8 +129,8 @@ def test_half_a_hessian_product_is_that_of_the_dense_square_root(outputs):
     def loss(logits):
         return -jax.nn.log_softmax(logits)[:, 0]
 
-    found = half_product(loss, logits, u)
-    dense = jax.vmap(jax.hessian(lambda row: loss(row[None])[0]))(logits)
+    found = jax.jit(lambda logits, u: half_product(loss, logits, u))(logits, u)
+    dense = jax.jit(jax.vmap(jax.hessian(lambda row: loss(row[None])[0])))(logits)
     np.testing.assert_allclose(
         jnp.sum(jnp.square(found), 1), jnp.einsum("ni,nij,nj->n", u, dense, u), rtol=1e-4, atol=1e-6
     )
@@ -172,7 +172,7 @@ def test_hawq_v1_is_the_largest_eigenvalue_times_the_squared_error(case):
     table = sensitivity(*args, method="hawq_v1", iterations=100, batch=48)
     x, y = examples_of(batches)
     for row in range(len(model.units)):
-        of_weight, of_input = dense_hessians(model, params, row, x, y)
+        of_weight, of_input = jax.jit(lambda x, y, row=row: dense_hessians(model, params, row, x, y))(x, y)
         # Of inputs: the largest of every example's own Hessian, and the mean of these over examples.
         values = [jnp.abs(jnp.linalg.eigvalsh(matrix)).max(-1).mean() for matrix in (of_weight, of_input)]
         for o, option in enumerate(MENU):

@@ -146,4 +146,3 @@ def test_a_model_whose_layers_are_scanned_tied_or_both(name):
         table = sensitivity(*case(), chunk=1, method=name)
         assert np.isfinite(table.loss).all()
         assert np.all(table.loss[:, 0] > table.loss[:, -1])
-    jax.clear_caches()

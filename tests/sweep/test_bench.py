@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -139,12 +140,44 @@ def test_the_sensitivity_table_is_kept_for_people(tmp_path):
     table = bench.chooser.sensitivity(
         "key", variables, bench.calibrated("key", variables, ()), bench.config.sensitivity
     )
-    content = json.loads((tmp_path / "sensitivity" / "key-loss_increase.json").read_text())
+    (path,) = (tmp_path / "sensitivity").glob("key-loss_increase-*.json")
+    content = json.loads(path.read_text())
     assert content["layers"] == ["linear1/kernel", "linear2/kernel", "linear3/kernel"]
     assert content["options"] == [list(option) for option in OPTIONS]
     np.testing.assert_allclose(content["loss"], table.loss)
     np.testing.assert_allclose(content["standard_error"], table.standard_error)
     assert content["float_loss"] == table.float_loss
+
+
+@pytest.mark.parametrize("spoil", ["nothing", "torn", "altered", "of other examples"])
+def test_a_stored_sensitivity_table_is_used_if_it_is_whole(tmp_path, spoil):
+    first, variables = bench_of(tmp_path), variables_of(0)
+    qparams, chosen = first.calibrated("key", variables, ()), first.config.sensitivity
+    table = first.chooser.sensitivity("key", variables, qparams, chosen)
+    (path,) = (tmp_path / "sensitivity").iterdir()
+    text = path.read_text()
+    path.write_text({"torn": text[:-20], "altered": text.replace('"seconds": ', '"seconds": 1')}.get(spoil, text))
+    other = chosen.model_copy(update={"examples": 20}) if spoil == "of other examples" else chosen
+    measured, lines = [], []
+
+    class Phases(Silent):
+        def phase(self, name, total):
+            measured.append(name)
+            return super().phase(name, total)
+
+        def line(self, text):
+            lines.append(text)
+
+    second = dataclasses.replace(first, reporter=Phases())
+    again = second.chooser.sensitivity("key", variables, second.calibrated("key", variables, ()), other)
+    assert bool(measured) == (spoil != "nothing")
+    assert [line.endswith("the sensitivities are measured again") for line in lines] == [True] * (
+        spoil in ("torn", "altered")
+    )
+    if spoil != "of other examples":
+        np.testing.assert_array_equal(again.loss, table.loss)
+        np.testing.assert_array_equal(again.standard_error, table.standard_error)
+        assert (again.options, again.float_loss) == (table.options, table.float_loss)
 
 
 # ---- Allocation

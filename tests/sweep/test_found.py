@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +10,8 @@ from small_sweep import ONE, one_line, write_small
 
 from qresearch.config import config_hash, expand, load
 from qresearch.qmodel import quantize_model
+from qresearch.results.atomic import render_json
+from qresearch.results.record import content_hash
 from qresearch.rules import Rule, SiteRule
 from qresearch.sweep.found import Found, Start, load_found, save_found
 
@@ -92,12 +92,17 @@ def test_a_second_search_replaces_the_first(kept, networks):
 
 def without(entry):
     facts = {"bits": BITS.tolist(), "taken": TAKEN, "kept": KEPT.tolist()}
-    return json.dumps({name: value for name, value in facts.items() if name != entry})
+    return sealed({name: value for name, value in facts.items() if name != entry})
+
+
+def sealed(facts):
+    return render_json({**facts, "sha256": content_hash(facts)})
 
 
 FACTS = {"torn": without("nothing")[:40], "empty": "", "a list": "[1]", "null": "null", "no bits": without("bits")}
-FACTS |= {"no taken": without("taken"), "not text": "\0", "ragged": '{"bits": [[2, 4], [8]], "taken": {}}'}
-FACTS |= {"kept of others": without("nothing").replace("1.0]", "1.0, 1.0]")}
+FACTS |= {"no taken": without("taken"), "not text": "\0", "ragged": sealed({"bits": [[2, 4], [8]], "taken": {}})}
+FACTS |= {"kept of others": sealed({"bits": BITS.tolist(), "taken": TAKEN, "kept": [*KEPT.tolist(), 1.0]})}
+FACTS |= {"altered": without("nothing").replace("1.0", "0.5", 1)}
 
 
 @pytest.mark.parametrize("facts", FACTS)

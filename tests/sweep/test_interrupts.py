@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from small_sweep import SMALL, outcome_of, settings, state_of, stored, sweep, write_small
 
-import qresearch.sweep.run
 from qresearch.config import config_hash, expand, load
 from qresearch.evaluation import Scores
 from qresearch.results import RunFolder, create_run, environment
 from qresearch.sweep.bench import Bench
+from qresearch.sweep.job import store
 from qresearch.sweep.outcome import Outcome
 from qresearch.sweep.progress import Silent
 
@@ -98,9 +98,9 @@ def test_killed_between_the_history_and_the_record_nothing_is_there_twice(tmp_pa
     bench = Bench(config, run.path, Silent())
     monkeypatch.setattr(RunFolder, "save", killed)
     with pytest.raises(KeyboardInterrupt):
-        qresearch.sweep.run._store(run, bench, outcome)
+        store(run, bench, outcome)
     monkeypatch.undo()
     assert not run.has(config_hash(config))
-    qresearch.sweep.run._store(run, bench, outcome)
+    store(run, bench, outcome)
     assert run.has(config_hash(config))
     assert [row["epoch"] for row in run.metrics(config_hash(config))[0]] == [1, 2]

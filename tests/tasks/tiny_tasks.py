@@ -107,7 +107,7 @@ def boxes(folder, pixels=32):
     return dataset(inputs, targets, 2, scaled)
 
 
-def grid(classes, cells=8, stride=4, side=20):
+def grid(classes, cells=4, stride=8, side=20):
     # Patches are looked up: a convolution this wide takes long on a CPU where it trains inside a loop.
     places = stride * np.arange(cells)[:, None] + np.arange(side)
     rows, columns = places[:, None, :, None], places[None, :, None, :]

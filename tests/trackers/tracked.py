@@ -30,10 +30,8 @@ def make_run(output: Path) -> tuple[RunFolder, list[Record]]:
 
 def store(run: RunFolder, record: Record) -> None:
     """A record with its metrics, as a sweep stores it."""
-    folder = run.start(record.key, record.label, record.config)
-    (folder / "metrics.jsonl").unlink(missing_ok=True)
-    for row in ROWS if record.status == "done" else ROWS[:1]:
-        run.append_metrics(record.key, row)
+    run.start(record.key, record.label, record.config)
+    run.save_metrics(record.key, ROWS if record.status == "done" else ROWS[:1])
     run.save(record, make_examples() if record.status == "done" else None)
 
 

@@ -1,0 +1,36 @@
+"""Engines: where trials run. Adding one: a file with a class of the protocol ``Engine``, and its line here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from qresearch.engines.base import Deliver, Engine, Event, Job, MakeEngine, Setting
+from qresearch.engines.dask import dask
+from qresearch.engines.inline import Inline
+from qresearch.engines.local import Local, gpus
+from qresearch.engines.slurm import slurm
+from qresearch.errors import ConfigError, did_you_mean
+from qresearch.options import check_options
+
+ENGINES: Mapping[str, MakeEngine] = {
+    "inline": Inline,
+    "local": Local,
+    "dask": dask,
+    "slurm": slurm,
+}
+
+
+def check_engine(name: str, options: Mapping[str, Any]) -> None:
+    """ConfigError for an engine that is not there, or an option that it does not have."""
+    if name not in ENGINES:
+        raise ConfigError(f"engine.name: unknown engine '{name}'{did_you_mean(name, ENGINES)}")
+    check_options("engine", f"engine '{name}'", ENGINES[name], options)
+
+
+def workers_of(name: str, workers: int | None) -> int:
+    """How many workers an engine will have, as far as that is known before it starts."""
+    return 1 if name == "inline" else workers or max(1, len(gpus()))
+
+
+__all__ = ["ENGINES", "Deliver", "Engine", "Event", "Job", "Setting", "check_engine", "workers_of"]

@@ -1,0 +1,240 @@
+"""What the coordinator makes of workers that are lost, with an engine that does as it is told."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from qresearch.config import config_hash, expand, from_mapping, trial_label
+from qresearch.engines import Event
+from qresearch.errors import EngineError
+from qresearch.results import create_run
+from qresearch.results.ledger import open_ledger
+from qresearch.sweep.coordinate import Coordinator
+from qresearch.sweep.floats import float_key
+from qresearch.sweep.plan import Piece, read_piece
+from qresearch.sweep.progress import Silent
+
+BASE = {"name": "a", "flow": "ptq", "sweep": {"grid": {"allocation.bits": [[n, n] for n in range(2, 8)]}}}
+TRIALS = expand(from_mapping(BASE))
+SEEDS = expand(from_mapping({"name": "a", "flow": "float", "sweep": {"grid": {"seed": [0, 1, 2]}}}))
+
+
+class Scripted:
+    """An engine: ``play(piece, attempt)`` yields the messages of a job and at last how it ends."""
+
+    def __init__(self, play, deliver, slots=2):
+        self.slots, self._play, self._deliver, self._jobs = slots, play, deliver, []
+        self.most = self.jobs = 0
+        self.pieces = 1
+        self.closed = False
+
+    def submit(self, job):
+        self._jobs.append(job)
+        self.most = max(self.most, len(self._jobs))
+
+    def wait(self, seconds):
+        job = self._jobs.pop(0)
+        self.jobs += 1
+        _, piece = read_piece(job.text)
+        for what in self._play(piece):
+            kind, content = what if isinstance(what, tuple) else ("told", what)
+            self._deliver(Event(job.number, kind, content))
+
+    def close(self):
+        self.closed = True
+
+
+class Lines(Silent):
+    def __init__(self):
+        self.lines = []
+
+    def line(self, text):
+        self.lines.append(text)
+
+
+class Desk:
+    """A coordinator with its ledger; ``stored`` are the keys that it told of, ``failed`` {label: reason}."""
+
+    def __init__(self, folder, play, attempts=3, trained=()):
+        self.run = create_run(folder, "a", "", {}, {})
+        self.trained, self.failed, self.stored, self.display = set(trained), {}, [], Lines()
+        self.play, self.attempts = play, attempts
+
+    def work(self, floats, trials):
+        def fail(config, reason):
+            self.failed[config_hash(config)] = reason
+
+        def start(deliver):
+            self.engine = Scripted(self.play, deliver)
+            return self.engine
+
+        with open_ledger(self.run.path) as ledger:
+            ledger.add({config_hash(c): trial_label(c) for piece in trials for c in piece.configs})
+            tasks = (start, lambda config: float_key(config) in self.trained, fail, self.stored.append)
+            try:
+                with Coordinator(self.run, ledger, self.display, self.attempts, *tasks) as coordinator:
+                    coordinator.work(floats, trials)
+            finally:
+                self.rows = {row.key: row for row in ledger.rows()}
+        return coordinator
+
+
+def finished(config):
+    return {"trial": config_hash(config), "failure": None}
+
+
+def done(piece):
+    yield from map(finished, piece.configs)
+    yield "done", {}
+
+
+LOST = ("lost", {"reason": "the worker was ended by SIGKILL"})
+BEGUN = {"begun": True}
+
+
+def pieces(configs, size=2, kind="trials"):
+    return [Piece(kind, configs[i : i + size], ()) for i in range(0, len(configs), size)]
+
+
+def states(desk):
+    return [desk.rows[config_hash(config)].state for config in TRIALS]
+
+
+def test_all_is_done_with_as_many_at_once_as_there_are_slots(tmp_path):
+    desk = Desk(tmp_path, done)
+    desk.work([], pieces(TRIALS))
+    assert states(desk) == ["done"] * 6
+    assert sorted(desk.stored) == sorted(map(config_hash, TRIALS))
+    assert desk.engine.most == 2
+    assert desk.engine.closed
+
+
+def test_a_lost_worker_costs_what_it_was_doing(tmp_path):
+    attempts = []
+
+    def play(piece):
+        attempts.append(len(piece.configs))
+        if len(attempts) == 1:
+            yield finished(piece.configs[0])
+            yield LOST
+        else:
+            yield from done(piece)
+
+    desk = Desk(tmp_path, play)
+    desk.work([], pieces(TRIALS, 6))
+    assert attempts == [6, 5]
+    assert states(desk) == ["done"] * 6
+    assert desk.display.lines == ["warning: the worker was ended by SIGKILL; 5 trials again"]
+    assert [desk.rows[config_hash(config)].attempts for config in TRIALS] == [1, 2, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("poison", range(6))
+@pytest.mark.parametrize("attempts", [1, 2, 3])
+def test_a_trial_that_ends_every_worker_is_found_and_fails_alone(tmp_path, poison, attempts):
+    def play(piece):
+        yield BEGUN
+        if TRIALS[poison] in piece.configs:
+            yield LOST
+        else:
+            yield from done(piece)
+
+    desk = Desk(tmp_path, play, attempts)
+    coordinator = desk.work([], pieces(TRIALS, 6))
+    assert states(desk) == ["failed" if i == poison else "done" for i in range(6)]
+    key = config_hash(TRIALS[poison])
+    assert coordinator.failures == desk.failed == {key: f"the worker was ended by SIGKILL ({attempts} times)"}
+
+
+def test_workers_that_never_begin_end_the_sweep_with_their_reason(tmp_path):
+    def play(piece):
+        yield "lost", {"reason": "the worker ended with status 1: ImportError: no jax"}
+
+    desk = Desk(tmp_path, play)
+    with pytest.raises(EngineError, match=r"4 workers in a row ended before they could begin: .*ImportError"):
+        desk.work([], pieces(TRIALS))
+    assert set(states(desk)) == {"todo"}
+    assert desk.engine.closed
+
+
+def test_what_a_user_can_mend_ends_the_sweep(tmp_path):
+    def play(piece):
+        yield finished(piece.configs[0])
+        yield "refused", {"reason": "cannot write x: No space left on device"}
+
+    desk = Desk(tmp_path, play)
+    with pytest.raises(EngineError, match=r"^cannot write x: No space left on device$"):
+        desk.work([], pieces(TRIALS))
+    assert sorted(states(desk)) == ["done"] + ["todo"] * 5
+
+
+def test_trials_wait_for_their_float_model(tmp_path):
+    order = []
+
+    def play(piece):
+        order.append((piece.kind, {config.seed for config in piece.configs}))
+        if piece.kind == "float":
+            desk.trained |= piece.floats
+            yield "done", {}
+        else:
+            yield from done(piece)
+
+    desk = Desk(tmp_path, play)
+    desk.work(pieces(SEEDS, 1, "float"), pieces(SEEDS, 1))
+    for seed in range(3):
+        assert order.index(("float", {seed})) < order.index(("trials", {seed}))
+    assert {row.state for row in desk.rows.values()} == {"done"}
+
+
+@pytest.mark.parametrize("how", ["told", "lost"])
+def test_trials_fail_with_their_float_model(tmp_path, how):
+    bad = float_key(SEEDS[1])
+
+    def play(piece):
+        yield BEGUN
+        if piece.kind == "trials":
+            yield from done(piece)
+        elif how == "lost" and bad in piece.floats:
+            yield LOST
+        else:
+            desk.trained |= piece.floats - {bad}
+            yield {"floats_failed": {bad: "the loss became nan"} if bad in piece.floats else {}}
+            yield "done", {}
+
+    desk = Desk(tmp_path, play)
+    coordinator = desk.work(pieces(SEEDS, 3, "float"), pieces(SEEDS, 3))
+    assert [desk.rows[config_hash(c)].state for c in SEEDS] == ["done", "failed", "done"]
+    (reason,) = coordinator.failures.values()
+    assert "the loss became nan" in reason or "float training: the worker was ended by SIGKILL" in reason
+
+
+def test_a_worker_that_leaves_trials_out_is_asked_again(tmp_path):
+    def play(piece):
+        yield finished(piece.configs[-1])
+        yield "done", {}
+
+    desk = Desk(tmp_path, play)
+    desk.work([], pieces(TRIALS, 6))
+    assert states(desk) == ["done"] * 6
+    assert len(desk.stored) == 6
+
+
+def test_what_a_lost_worker_says_late_counts_once(tmp_path):
+    def play(piece):
+        yield LOST
+        yield from map(finished, piece.configs)
+        yield "done", {}
+
+    desk = Desk(tmp_path, play)
+    desk.work([], pieces(TRIALS, 6))
+    assert states(desk) == ["done"] * 6
+    assert len(desk.stored) == 6
+
+
+def test_a_piece_as_text_and_back(tmp_path):
+    piece = Piece("trials", TRIALS, (2, 3), 4)
+    text = piece.text(tmp_path)
+    assert "\n" not in text
+    json.loads(text)
+    assert read_piece(text) == (tmp_path, piece)
