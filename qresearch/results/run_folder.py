@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,6 +42,7 @@ from qresearch.results.record import (
 # One part of a path on any system, with room for "<key8>-" before it: no separator, no leading dot, no drive, no NUL.
 _SAFE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=,-]*")
 _LONGEST_NAME = 100
+_PREFIX = 9  # "<key8>-"
 
 
 class Stored(NamedTuple):
@@ -63,8 +65,12 @@ class RunFolder:
     def records(self) -> Stored:
         """Every stored record, in the order of the trial folders' names; nothing damaged is fatal or dropped."""
         records, invalid = [], []
-        for folder in _folders(self.path / "trials"):
+        folders = _folders(self.path / "trials")
+        copies = Counter(folder.name[:_PREFIX] for folder in folders)
+        for folder in folders:
             try:
+                if copies[folder.name[:_PREFIX]] > 1:
+                    self._find_folder(folder.name[:_PREFIX])
                 # A folder without a result is a trial that has not finished, which is nothing wrong.
                 if os.path.lexists(folder / "result.json"):
                     records.append(self._read(folder))
@@ -118,10 +124,7 @@ class RunFolder:
     def examples(self, record: Record) -> Examples | None:
         """The per-example scores and losses that were saved with a record; ``None`` if there were none."""
         folder = self._find(record.key)
-        if record.examples_sha256 is None or folder is None:
-            return None
-        path = folder / "examples.npz"
-        return decode_examples(read_bytes(path), path, record.examples_sha256)
+        return None if folder is None else _examples(folder, record)
 
     def save_metrics(self, key: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Writes the ``metrics.jsonl`` of a trial that was started, in place of what an earlier attempt left there."""
@@ -144,24 +147,28 @@ class RunFolder:
         """The folder of a trial, whatever label it was given. Refuses links that lead out of the run."""
         if not re.fullmatch("[0-9a-f]{64}", key):
             raise DataError(f"trial key: expected 64 hexadecimal digits, got {key!r}")
-        found = sorted((self.path / "trials").glob(f"{key[:8]}-*"))
-        if len(found) > 1:
-            names = ", ".join(folder.name for folder in found)
-            raise DataError(f"{self.path}: two folders for one trial ({names}); remove the copy")
-        if not found:
+        folder = self._find_folder(f"{key[:8]}-")
+        if folder is None:
             return None
-        folder = inside(self.path / "trials", found[0].name)
         other = _stored_key(folder)
         if other not in (None, key):
             raise DataError(f"{folder}: belongs to the trial {other}, not to {key}; use another output folder")
         return folder
 
+    def _find_folder(self, prefix: str) -> Path | None:
+        found = sorted((self.path / "trials").glob(f"{prefix}*"))
+        if len(found) > 1:
+            names = ", ".join(folder.name for folder in found)
+            raise DataError(f"{self.path}: two folders for one trial ({names}); remove the copy")
+        return inside(self.path / "trials", found[0].name) if found else None
+
     def _read(self, folder: Path) -> Record:
+        """The record in a trial's folder. It is not searched for, so that reading all takes a time in their number."""
         inside(self.path / "trials", folder.name)
         record = read_record(folder / "result.json")
-        if folder != self._find(record.key):
+        if folder.name[:_PREFIX] != f"{record.key[:8]}-" or _stored_key(folder) not in (None, record.key):
             raise DataError(f"{folder}: holds the record of another trial ({record.key[:8]})")
-        self.examples(record)
+        _examples(folder, record)
         return record
 
 
@@ -244,6 +251,13 @@ def _folders(trials: Path) -> list[Path]:
         return sorted(trials.iterdir()) if trials.exists() else []
     except OSError as error:
         raise DataError(f"cannot list {trials}: {error.strerror}") from error
+
+
+def _examples(folder: Path, record: Record) -> Examples | None:
+    if record.examples_sha256 is None:
+        return None
+    path = folder / "examples.npz"
+    return decode_examples(read_bytes(path), path, record.examples_sha256)
 
 
 def _stored_key(folder: Path) -> str | None:

@@ -43,7 +43,8 @@ class Batches:
         """Runs those that have no record yet; returns when all have one, or are not worth it."""
         self._seen += configs
         self._ledger.add({config_hash(config): trial_label(config) for config in configs})
-        pending = [config for config in configs if not self._run.has(config_hash(config))]
+        done = self._run.done()
+        pending = [config for config in configs if config_hash(config) not in done]
         self.found += len(configs) - len(pending)
         before = len(self.coordinator.failures)
         if self._halving is not None:

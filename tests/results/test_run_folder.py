@@ -48,7 +48,8 @@ def test_layout(run):
     run.save(record, make_examples())
     run.save_metrics(record.key, [{"step": 0}])
     trial = run.path / "trials" / f"{record.key[:8]}-{record.label}"
-    assert sorted(p.name for p in run.path.iterdir()) == ["env.json", "resolved.json", "sweep.yaml", "trials"]
+    names = ["env.json", "resolved.json", "settings.json", "sweep.yaml", "trials"]
+    assert sorted(p.name for p in run.path.iterdir()) == names
     assert sorted(p.name for p in trial.iterdir()) == ["config.json", "examples.npz", "metrics.jsonl", "result.json"]
     assert (run.path / "sweep.yaml").read_text() == TEXT
     assert json.loads((run.path / "env.json").read_text()) == ENVIRONMENT

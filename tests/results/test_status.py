@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import time
 
 import pytest
@@ -32,9 +33,9 @@ def test_states_are_counted_and_failures_are_told(run):
         ledger.finish(first, "the loss became NaN")
         head, counts, *rest = status_lines(run)  # while it is written
     assert f"written by process {os.getpid()} on " in head
-    assert counts == "2 todo, 1 running, 0 done, 1 failed; 2 attempts"
-    assert rest[0].startswith("running  trial-1 (attempt 1, ")
-    assert rest[1].startswith("failed  trial-0 ")
+    assert counts == "2 todo, 1 running, 0 done, 0 stopped, 1 failed; 2 attempts"
+    assert re.match(r"running  [0-9a-f]{8} trial-1 \(attempt 1, ", rest[0])
+    assert re.match("failed  [0-9a-f]{8} trial-0 ", rest[1])
     assert rest[1].endswith(": the loss became NaN")
     assert status_lines(run)[0].endswith("nobody writes it now")
 

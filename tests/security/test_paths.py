@@ -21,6 +21,7 @@ from qresearch.cli import main
 from qresearch.config import file_label
 from qresearch.results import content_hash, create_run, safe_name
 from qresearch.results.atomic import render_json
+from qresearch.sweep.batches import Batches
 from qresearch.sweep.outcome import Outcome
 from qresearch.trackers.mirror import mirrors
 
@@ -45,8 +46,6 @@ KEYS = {
     "trackers": "[{}]",
     "sweep.suggest": '{{"name": {}, "trials": 1, "space": {{"seed": [1]}}}}',
 }
-# One trial, in this process.
-HERE = (*ONE, "engine.name=inline")
 
 
 @pytest.fixture
@@ -67,6 +66,7 @@ def stop_before_computing(monkeypatch):
     def run_bench(bench, configs, floats, until):
         yield from (Outcome(config, np.zeros((len(bench.sketch.layers), 2)), 0.0, failure="none") for config in configs)
 
+    monkeypatch.setattr(Batches, "is_trained", lambda *arguments: True)
     monkeypatch.setattr(qresearch.sweep.job, "obtain_floats", lambda *arguments: {})
     monkeypatch.setattr(qresearch.sweep.job, "run_bench", run_bench)
 
@@ -79,7 +79,7 @@ def test_names_in_a_config_write_nothing_outside_the_output_folder(around, monke
     statuses = set()
     for name in NAMES:
         value = KEYS[key].format(json.dumps(name))
-        statuses.add(main(["sweep", str(config), *settings("output=out", *HERE, f"{key}={value}")]))
+        statuses.add(main(["sweep", str(config), *settings("output=out", *ONE, f"{key}={value}")]))
         error = capsys.readouterr().err
         assert error.isprintable() or all(line.isprintable() for line in error.splitlines()), name
         assert outside(tree(around), "a/b/work/out") == before, name
@@ -160,7 +160,7 @@ def test_options_that_are_texts_stay_in_the_run(around, monkeypatch, name):
     options = json.dumps({"where": name})
     chosen = f"allocation={{allocator: anywhere, budget: 4, options: {options}}}"
     measured = f"sensitivity={{method: anywhere, examples: 100, joint: 0, options: {options}}}"
-    assert main(["sweep", str(config), *settings("output=out", *HERE, chosen, measured)]) == 0
+    assert main(["sweep", str(config), *settings("output=out", *ONE, chosen, measured)]) == 0
     found = tree(around)
     assert outside(found, "a/b/work/out") == before
     tables = [path for path in found if "/sensitivity/" in path]
