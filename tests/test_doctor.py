@@ -10,9 +10,9 @@ import os
 import shutil
 import sqlite3
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from conftest import shared_path
 
 from qresearch import doctor
 from qresearch.cli import main
@@ -184,12 +184,13 @@ def test_a_data_folder_that_is_not_there(tmp_path, quick, monkeypatch):
     assert check.line.startswith(f"FAIL  data folder {tmp_path}/none: cannot be read: No such file or directory (")
 
 
-def test_data_sets_that_are_there_and_not(tmp_path, quick, monkeypatch):
+def test_data_sets_that_are_there_and_not(tmp_path, quick, data_folder, monkeypatch):
     """A file that is truncated is not there."""
     from qresearch.data import DATASETS
 
-    source, folder = shared_path("data", "mnist"), tmp_path / "data"
-    shutil.copytree(source, folder / "mnist")
+    data_folder(SimpleNamespace(data=SimpleNamespace(name="mnist"), model=SimpleNamespace(weights=None)))
+    folder = tmp_path / "data"
+    shutil.copytree(tmp_path / "mnist", folder / "mnist")
     monkeypatch.setattr(doctor, "DATASETS", {name: DATASETS[name] for name in ("digits", "mnist", "cifar10")})
     monkeypatch.setenv("QRESEARCH_DATA", str(folder))
     found = checks(tmp_path / "out")

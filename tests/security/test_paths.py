@@ -87,7 +87,7 @@ def test_names_in_a_config_write_nothing_outside_the_output_folder(around, monke
     assert 2 in statuses
 
 
-@pytest.mark.parametrize("command", ["show", "report", "status"])
+@pytest.mark.parametrize("command", ["show", "report", "status", "resume"])
 def test_names_of_runs_write_nothing(around, capsys, command):
     run = create_run(around / "a" / "b" / "work" / "out", "small", "", {"a": 1}, ENVIRONMENT)
     run.save(make_record(), make_examples())
