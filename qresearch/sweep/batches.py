@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from qresearch.config import RunConfig, SweepConfig, config_hash, halving_of, suggest_ends, trial_label
+from qresearch.devices import is_first
 from qresearch.engines import ENGINES, Deliver, Engine, Setting
 from qresearch.engines.local import gpus
 from qresearch.evaluation import ACCELERATED, default_chunk
@@ -45,6 +46,7 @@ class Batches:
         self._ledger.add({config_hash(config): trial_label(config) for config in configs})
         done = self._run.done()
         pending = [config for config in configs if config_hash(config) not in done]
+        self._remove_checkpoints(set(configs) - set(pending))
         self.found += len(configs) - len(pending)
         before = len(self.coordinator.failures)
         if self._halving is not None:
@@ -61,7 +63,12 @@ class Batches:
 
     def _stop(self, config: RunConfig, why: str) -> None:
         self._ledger.stop(config_hash(config), why)
-        shutil.rmtree(self._run.path / "training" / config_hash(config)[:16], ignore_errors=True)
+        self._remove_checkpoints([config])
+
+    def _remove_checkpoints(self, configs: Iterable[RunConfig]) -> None:
+        """Of trainings that nobody will go on with: a worker that was killed may have left some."""
+        for config in configs if is_first() else ():
+            shutil.rmtree(self._run.path / "training" / config_hash(config)[:16], ignore_errors=True)
 
     def _work(self, configs: Sequence[RunConfig], until: int | None = None) -> None:
         if not configs:
