@@ -55,7 +55,7 @@ def settings(*values: str) -> list[str]:
 
 def sweep(config: Path, output: Path, *values: str) -> int:
     """The exit status of ``qresearch sweep``, in this process."""
-    return main(["sweep", str(config), *settings(f"output={output}", *values)])
+    return main(["sweep", str(config), *settings(f"output={output}", "engine.name=inline", *values)])
 
 
 def stored(output: Path) -> dict[str, dict[str, Any]]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
+import logging
 import queue
 import uuid
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -27,6 +30,7 @@ def dask(
         from distributed import Client, LocalCluster, Security
     except ImportError as error:
         raise ConfigError("engine 'dask' needs Dask: pip install 'qresearch[distributed]'") from error
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what it would say of a loss, the sweep says
     try:
         if address:
             tls = {"tls_ca_file": ca_file, "tls_client_cert": cert, "tls_client_key": key}
@@ -73,19 +77,20 @@ class Dask:
     @property
     def slots(self) -> int:
         """The threads of the cluster as it is now, or what was asked for."""
-        return self._setting.workers or max(1, sum(self._client.nthreads().values()))
+        with self._connected():
+            return self._setting.workers or max(1, sum(self._client.nthreads().values()))
 
     def submit(self, job: Job) -> None:
         arguments = (tuple(self._setting.command), str(self._setting.folder), self._setting.timeout, self._topic)
-        future = self._client.submit(_task, job.number, job.text, *arguments, pure=False)
+        with self._connected():
+            future = self._client.submit(_task, job.number, job.text, *arguments, pure=False)
         self._futures[job.number] = future
         future.add_done_callback(lambda future, number=job.number: self._ended(number, future))
 
     def wait(self, seconds: float) -> None:
-        if any(future.status == "cancelled" for future in self._futures.values()):
-            raise EngineError(
-                "the Dask scheduler was lost; finished trials are kept: start it and run again, or --engine local"
-            )
+        with self._connected():
+            if self._client.status != "running" or any(f.status == "cancelled" for f in self._futures.values()):
+                raise ConnectionError
         try:
             event = self._events.get(timeout=seconds)
         except queue.Empty:
@@ -97,6 +102,16 @@ class Dask:
             if self._events.empty():
                 return
             event = self._events.get()
+
+    @contextlib.contextmanager
+    def _connected(self) -> Iterator[None]:
+        """The client would try for a while to find its scheduler again; but the tasks are lost with it."""
+        try:
+            yield
+        except (OSError, TimeoutError) as error:
+            raise EngineError(
+                "the Dask scheduler was lost; finished trials are kept, and the same command continues"
+            ) from error
 
     def close(self) -> None:
         # Tasks on a cluster of others would go on for nobody; their workers end with the thread that feeds them.

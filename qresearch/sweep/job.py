@@ -8,6 +8,7 @@ from qresearch.config import RunConfig, config_hash
 from qresearch.devices import is_first, meet
 from qresearch.engines.base import Tell
 from qresearch.results import RunFolder, open_run
+from qresearch.sweep.assemble import known_names
 from qresearch.sweep.bench import Bench
 from qresearch.sweep.execute import run_bench
 from qresearch.sweep.floats import obtain_floats
@@ -28,7 +29,7 @@ class Jobs:
         """Does one job, see ``Piece.text``. ``tell`` is called with a message for every trial that is stored, for
         float models that could not be trained, and with the progress.
         """
-        path, piece = read_piece(text)
+        path, piece = read_piece(text, known_names())
         self._relay.tell = tell
         if piece.kind == "float":
             self._train_floats(path, piece, tell)

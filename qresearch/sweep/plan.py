@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qresearch.config import FREE, RunConfig, expand, from_mapping, resolved
+from qresearch.config import FREE, KnownNames, RunConfig, expand, from_mapping, resolved
+from qresearch.errors import ConfigError
 from qresearch.rules import Option
 from qresearch.sweep.floats import float_group, float_key
 
@@ -51,10 +52,13 @@ class Piece(NamedTuple):
         return tuple(self._replace(configs=part) for part in _parts(self.configs, size))
 
 
-def read_piece(text: str) -> tuple[Path, Piece]:
-    """(run, piece) of the text that ``Piece.text`` made."""
+def read_piece(text: str, known: KnownNames | None = None) -> tuple[Path, Piece]:
+    """(run, piece) of the text that ``Piece.text`` made. ConfigError for names that are not ``known`` here."""
     content = json.loads(text)
-    configs = tuple(expand(from_mapping(values, "job"))[0] for values in content["configs"])
+    try:
+        configs = tuple(expand(from_mapping(values, "worker"), known)[0] for values in content["configs"])
+    except ConfigError as error:
+        raise ConfigError(f"{error} (what a script registers is in its own process only: --engine inline)") from error
     return Path(content["run"]), Piece(content["kind"], configs, tuple(content["widths"]), content["until"])
 
 

@@ -86,7 +86,7 @@ def test_a_config_runs(path, data_folder, tmp_path, capsys):
     values += [f"sweep.list={json.dumps(kinds_of_trials(sweep))}"]
     values += ["sweep.grid.seed=[0]"] if "seed" in (sweep.get("grid") or {}) else []
     trials = len(expand(load(path, values)))
-    assert main(["sweep", str(path), *settings(*values)]) == 0
+    assert main(["sweep", str(path), *settings("engine.name=inline", *values)]) == 0
     assert f"{trials} trials run, 0 found done, 0 failed" in capsys.readouterr().out
     run = find_run(tmp_path / "out", first.name)
     records, invalid = run.records()

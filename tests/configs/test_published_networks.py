@@ -28,7 +28,7 @@ def scores(output):
 
 
 def run(path, output, *values):
-    assert main(["sweep", str(path), *settings(f"output={output}", *values)]) == 0
+    assert main(["sweep", str(path), *settings(f"output={output}", "engine.name=inline", *values)]) == 0
     return scores(output)
 
 
