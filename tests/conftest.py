@@ -81,6 +81,19 @@ def finished_sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the sweep of ``kills``, run without interruption, with its config and its compiled programs."""
+    from kills import TRIALS, begin
+
+    folder = tmp_path_factory.mktemp("unbroken")
+    process = begin(folder, folder / "out", "--engine", "inline")
+    text, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, text
+    assert f"{TRIALS} trials run, 0 found done, 0 failed" in text
+    return folder
+
+
+@pytest.fixture(scope="session")
 def trained_digits() -> Any:
     """An MLP trained on digits for a few epochs, quantized with LSQ and calibrated; see ``trained.Digits``."""
     from trained import train_digits
