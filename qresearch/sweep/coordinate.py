@@ -83,15 +83,13 @@ class Coordinator:
                     self.engine.wait(_POLL)
 
     def _hand_out(self) -> None:
-        slots = self.engine.slots
-        for attempt in list(self._todo):
-            if len(self._running) >= slots:
-                return
-            piece = attempt.piece
-            if piece.kind == "trials" and piece.floats & self._lacking:
+        slots, waiting = self.engine.slots, 0
+        while len(self._running) < slots and waiting < len(self._todo):
+            piece = self._todo[waiting].piece
+            if piece.kind == "trials" and self._lacking and piece.floats & self._lacking:
+                waiting += 1
                 continue
-            self._todo.remove(attempt)
-            piece = self._left(piece)
+            attempt, piece = self._todo.pop(waiting), self._left(piece)
             if not piece.configs:
                 continue
             self._jobs += 1
@@ -106,7 +104,7 @@ class Coordinator:
         """
         if piece.kind == "float":
             return piece
-        for config in piece.configs:
+        for config in piece.configs if self._without else ():
             if float_key(config) in self._without:
                 self._give_up(config, self._without[float_key(config)])
         return piece._replace(configs=tuple(c for c in piece.configs if config_hash(c) not in self._settled))

@@ -39,6 +39,7 @@ class FloatModel(NamedTuple):
     failure: str | None = None
 
 
+@functools.lru_cache(maxsize=20_000)
 def float_key(config: RunConfig) -> str:
     """What identifies the float variables of a run: the data, the model, the recipe and the seed."""
     values = resolved(config)
