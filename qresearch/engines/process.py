@@ -77,7 +77,8 @@ class Worker:
         """What the messages say about its job; the worker's own ``end`` and ``error`` are the end of it."""
         found = []
         for message in messages:
-            assert self.job is not None, message
+            if self.job is None:  # said after the end of its job
+                continue
             if "end" in message:
                 found.append(Event(self.job, "done"))
                 self.job = None
@@ -89,7 +90,10 @@ class Worker:
 
     def ending(self) -> str:
         """How a worker that ended did so, in words, with the last line that it logged."""
-        status = self._process.wait()
+        try:
+            status = self._process.wait(_GRACE)
+        except subprocess.TimeoutExpired:
+            return "the worker closed its output and was stopped"
         if status < 0:
             name = signal.Signals(-status).name
             why = " (out of memory?)" if name == "SIGKILL" else ""

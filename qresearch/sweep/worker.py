@@ -34,9 +34,12 @@ def main(make: Callable[[], Doer] | None = None) -> int:
     jobs: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(jobs,), daemon=True).start()
 
+    lock = threading.Lock()  # a checkpoint's thread may have something to say too
+
     def tell(message: Any) -> None:
-        out.write(json.dumps(message) + "\n")
-        out.flush()
+        with lock:
+            out.write(json.dumps(message) + "\n")
+            out.flush()
 
     worker = (make or _jobs)()
     begun = False
