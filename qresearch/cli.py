@@ -7,6 +7,7 @@ import io
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from qresearch import commands
 from qresearch.errors import ConfigError, QResearchError
@@ -58,6 +59,15 @@ def main(arguments: Sequence[str]) -> int:
         return BAD_INPUT
 
 
+class _Engine(argparse.Action):
+    """``--engine NAME``: an engine without options, but for those that ``--set`` gives after it."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, options: argparse.Namespace, value: Any, flag: str | None = None
+    ) -> None:
+        options.set = [*options.set, "engine.options={}", f"engine.name={value}"]
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="qresearch", description="Mixed-precision quantization sweeps in JAX.", epilog=EXIT_CODES
@@ -78,12 +88,10 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     def runs_trials(added: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        for flag, key, text in (
-            ("--engine", "engine.name", "where trials run, see 'qresearch list engines'"),
-            ("--workers", "engine.workers", "how many workers at a time"),
-        ):
-            form = f"{key}={{}}".format
-            added.add_argument(flag, dest="set", action="append", type=form, help=f"{text}: --set {key}=...")
+        text = "where trials run, see 'qresearch list engines'; options of another engine in the config are dropped"
+        added.add_argument("--engine", dest="set", action=_Engine, metavar="NAME", help=text)
+        text = "how many workers at a time: --set engine.workers=N"
+        added.add_argument("--workers", dest="set", action="append", type="engine.workers={}".format, help=text)
         added.add_argument(
             "--distributed",
             metavar="HOST:PORT,N,I",

@@ -30,7 +30,7 @@ def join(options: argparse.Namespace) -> None:
         devices.join(parts[0], int(parts[1]), int(parts[2]))
     else:
         raise ConfigError(f"--distributed: expected auto or HOST:PORT,N,I, got '{options.distributed}'")
-    options.set = [*options.set, "engine.name=inline"]
+    options.set = [*options.set, "engine.options={}", "engine.name=inline"]
 
 
 def sweep(options: argparse.Namespace) -> int:
@@ -157,12 +157,12 @@ def check(options: argparse.Namespace) -> int:
 
 def plan(options: argparse.Namespace) -> int:
     """What a sweep would do."""
-    from qresearch.config import expand, load
+    from qresearch.config import any_run, load
     from qresearch.engines import workers_of
     from qresearch.sweep.forecast import forecast_lines
 
     sweep = load(options.config, options.set)
-    engine = expand(sweep)[0].engine
+    engine = any_run(sweep).engine
     print("\n".join(forecast_lines(sweep, workers_of(engine.name, engine.workers))))
     return OK
 

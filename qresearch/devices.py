@@ -43,6 +43,16 @@ def meet(what: str) -> None:
         multihost_utils.sync_global_devices(what)
 
 
+def all_begin(error: Exception | None) -> None:
+    """Raises the error of this process, or in the others one that says that another has one: nobody waits in vain."""
+    if jax.process_count() > 1:
+        fine = multihost_utils.process_allgather(np.int32(error is None))
+        if error is None and not np.all(fine):
+            raise DataError("another of the processes cannot begin; see what it says")
+    if error is not None:
+        raise error
+
+
 def make_mesh(members: int, examples: int) -> Mesh | None:
     """The mesh for programs of ``members`` members on batches of ``examples``; None where one device does the work.
 

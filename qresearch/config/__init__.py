@@ -6,6 +6,7 @@ from qresearch.config.halving import HalvingConfig
 from qresearch.config.identity import FREE, config_hash, file_label, resolved, search_name, trial_label
 from qresearch.config.load import (
     SweepConfig,
+    any_run,
     expand,
     from_mapping,
     halving_of,
@@ -49,6 +50,7 @@ __all__ = [
     "SweepConfig",
     "TrainConfig",
     "WeightSiteConfig",
+    "any_run",
     "check_names",
     "config_hash",
     "expand",

@@ -91,6 +91,11 @@ def halving_of(sweep: SweepConfig) -> HalvingConfig | None:
     return None if values is None else SweepSection.model_validate(values).halving
 
 
+def any_run(sweep: SweepConfig) -> RunConfig:
+    """One run of a sweep, for what all of them share: the name, the output, the engine."""
+    return (*expand(sweep), *suggest_ends(sweep))[0]
+
+
 def suggested(sweep: SweepConfig, settings: Mapping[str, Any], known: KnownNames | None = None) -> RunConfig:
     """The run of a proposal: the file, with these settings by dotted key, and the command line after them. Raises
     `ConfigError` for a run that cannot be, at the lines of the space.

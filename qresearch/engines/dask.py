@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from qresearch.engines.base import KEPT, Deliver, Event, Job, Message, Setting
-from qresearch.engines.remote import event_of, run_job
+from qresearch.engines.remote import end_workers, event_of, run_job
 from qresearch.errors import ConfigError, EngineError
 
 if TYPE_CHECKING:
@@ -116,7 +116,9 @@ class Dask:
     def close(self) -> None:
         # Tasks on a cluster of others would go on for nobody; their workers end with the thread that feeds them.
         if self._client.status == "running":
-            self._client.cancel(list(self._futures.values()), force=True)
+            with contextlib.suppress(OSError, TimeoutError):  # a cluster that is gone has ended its own
+                self._client.cancel(list(self._futures.values()), force=True)
+                self._client.run(end_workers, self._topic)
         self._futures.clear()
         self._client.close(timeout=2)
         if self._cluster is not None:
@@ -130,7 +132,8 @@ class Dask:
         if future.status == "finished":
             self._events.put(event_of(number, future.result()))
         elif future.status == "error":
-            reason = str(future.exception()).splitlines()[0]
+            error = future.exception()
+            reason = (str(error) or repr(error)).splitlines()[0]
             self._events.put(Event(number, "lost", {"reason": f"Dask: {reason}"}))
 
 
@@ -140,8 +143,13 @@ def _task(
     from distributed import get_worker
 
     node = get_worker()
+    key = node.get_current_task()
 
     def tell(message: Message) -> None:
         node.log_event(topic, {"job": number, "message": dict(message)})
 
-    return run_job(number, text, command, folder, timeout, tell)
+    def given_up() -> bool:
+        task = node.state.tasks.get(key)
+        return task is None or task.state == "cancelled"
+
+    return run_job(number, text, command, folder, timeout, tell, topic, given_up)

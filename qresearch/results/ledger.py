@@ -43,6 +43,9 @@ class Row(NamedTuple):
     updated: str
 
 
+_COLUMNS = ", ".join(Row._fields)
+
+
 class Ledger:
     """Made by ``open_ledger``. Every method is one transaction, on the disk when it returns."""
 
@@ -96,7 +99,7 @@ class Ledger:
     def rows(self) -> tuple[Row, ...]:
         """All trials, in the order in which they were added."""
         with self._transaction() as cursor:
-            found = cursor.execute("SELECT key, label, state, attempts, reason, updated FROM trials ORDER BY rowid")
+            found = cursor.execute(f"SELECT {_COLUMNS} FROM trials ORDER BY rowid")
             return tuple(Row(*row) for row in found.fetchall())
 
     def _change(self, cursor: sqlite3.Cursor, what: str, values: tuple[str | None, ...], key: str) -> None:
@@ -167,10 +170,19 @@ def open_or_renew(folder: Path, report: Callable[[str], None]) -> Iterator[Ledge
 
 def read_ledger(folder: Path) -> tuple[Row, ...]:
     """The trials of a run as they are now, also while it is written; none where a run has no ledger."""
-    if not (folder / NAME).exists():
+    path = folder / NAME
+    if not path.exists():
         return ()
-    with open_ledger(folder) as ledger:
-        return ledger.rows()
+    # Nothing is written, not even a lock: the folder may be a colleague's. Without a log beside it, nobody writes it.
+    writing = path.with_name(f"{NAME}-wal").exists()
+    uri = f"{path.absolute().as_uri()}?{'mode=ro' if writing else 'immutable=1'}"
+    try:
+        with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
+            return tuple(Row(*row) for row in connection.execute(f"SELECT {_COLUMNS} FROM trials ORDER BY rowid"))
+    except sqlite3.OperationalError as error:
+        raise DataError(f"cannot read {path}: {error}") from error
+    except sqlite3.DatabaseError as error:
+        raise _damaged(path, str(error)) from error
 
 
 class _DamagedError(DataError):

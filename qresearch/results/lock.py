@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def locked(folder: Path) -> Iterator[None]:
         raise DataError(f"cannot write {path}: {error.strerror}") from error
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(descriptor)
         except BlockingIOError:
             raise DataError(f"{folder}: {_holder(path)} is writing this run; wait for it, or stop it") from None
         except OSError as error:
@@ -41,6 +42,16 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)  # which releases it
+
+
+def _lock(descriptor: int) -> None:
+    """Takes the lock; BlockingIOError if another has it for longer than ``holder_of`` needs to see that nobody has."""
+    for _ in range(5):
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.1)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def holder_of(folder: Path) -> str | None:

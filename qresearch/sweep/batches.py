@@ -16,47 +16,60 @@ from qresearch.results import RunFolder
 from qresearch.results.ledger import Ledger
 from qresearch.sweep.bench import Bench
 from qresearch.sweep.coordinate import Coordinator
-from qresearch.sweep.floats import is_stored
+from qresearch.sweep.floats import float_key, is_stored
 from qresearch.sweep.halving import halve
 from qresearch.sweep.job import Jobs, store_failure
 from qresearch.sweep.plan import Group, float_pieces, groups_of, trial_pieces
 from qresearch.sweep.progress import Display, Silent
 from qresearch.trackers.mirror import Mirrors
 
-WORKER = (sys.executable, "-m", "qresearch.sweep.worker")
+# -P: what lies in the folder where the command was given is not what workers import.
+WORKER = (sys.executable, "-P", "-m", "qresearch.sweep.worker")
 
 
 class Batches:
-    """Runs trials; made by ``batches``. ran, found: how many it ran and how many had a record. failed: reasons by
-    label. stopped: how many were not worth their end.
+    """Runs trials; made by ``batches``. ran, found: how many it ran and how many had a record. stopped: how many were
+    not worth their end.
     """
 
-    def __init__(self, sweep: SweepConfig, first: RunConfig, run: RunFolder, ledger: Ledger, display: Display) -> None:
-        self._halving, self._first, self._run, self._ledger = halving_of(sweep), first, run, ledger
-        self._seen = [*suggest_ends(sweep)]  # for the widths of groups, which no batch may change
+    def __init__(
+        self, sweep: SweepConfig, run: RunFolder, ledger: Ledger, done: Iterable[str], mirrors: Mirrors
+    ) -> None:
+        self._halving, self._run, self._ledger = halving_of(sweep), run, ledger
+        self._seen = dict.fromkeys(suggest_ends(sweep))  # for the widths of groups, which no batch may change
         self.ran = self.found = self.stopped = 0
-        self.failed: list[tuple[str, str]] = []
-        self._display = display
+        self._labels: dict[str, str] = {}
+        self._done, self._mirrors = set(done), mirrors
 
     coordinator: Coordinator
 
     def execute(self, configs: Sequence[RunConfig]) -> None:
         """Runs those that have no record yet; returns when all have one, or are not worth it."""
-        self._seen += configs
+        self._seen |= dict.fromkeys(configs)
         self._ledger.add({config_hash(config): trial_label(config) for config in configs})
-        done = self._run.done()
-        pending = [config for config in configs if config_hash(config) not in done]
+        pending = [config for config in configs if config_hash(config) not in self._done]
         self._remove_checkpoints(set(configs) - set(pending))
         self.found += len(configs) - len(pending)
-        before = len(self.coordinator.failures)
         if self._halving is not None:
             worth = halve(self._halving, self._run, configs, self._work, self._stop)
             self.stopped += len(set(pending) - worth - self._failed(pending))
-            pending = [config for config in pending if config in worth]
-        self._work(pending)
-        self.ran += len(pending)
-        labels = {config_hash(config): trial_label(config) for config in configs}
-        self.failed += [(labels[key], reason) for key, reason in [*self.coordinator.failures.items()][before:]]
+            self._work([config for config in pending if config in worth])
+            self.ran += len(set(pending) & (worth | self._failed(pending)))
+        else:
+            self._work(pending)
+            self.ran += len(pending)
+        self._labels |= {config_hash(config): trial_label(config) for config in configs}
+
+    @property
+    def failed(self) -> tuple[tuple[str, str], ...]:
+        """(label, reason) of the trials that failed, also when they were run again."""
+        return tuple((self._labels[key], reason) for key, reason in self.coordinator.failures.items())
+
+    def stored(self, key: str) -> None:
+        """A trial has a record."""
+        if key not in self.coordinator.failures:
+            self._done.add(key)
+        self._mirrors.log(key)
 
     def _failed(self, configs: Sequence[RunConfig]) -> set[RunConfig]:
         return {config for config in configs if config_hash(config) in self.coordinator.failures}
@@ -68,13 +81,14 @@ class Batches:
     def _remove_checkpoints(self, configs: Iterable[RunConfig]) -> None:
         """Of trainings that nobody will go on with: a worker that was killed may have left some."""
         for config in configs if is_first() else ():
-            shutil.rmtree(self._run.path / "training" / config_hash(config)[:16], ignore_errors=True)
+            for key in (config_hash(config)[:16], *([float_key(config)] if self.is_trained(config) else [])):
+                shutil.rmtree(self._run.path / "training" / key, ignore_errors=True)
 
     def _work(self, configs: Sequence[RunConfig], until: int | None = None) -> None:
         if not configs:
             return
         wanted, groups = set(configs), list[Group]()
-        for group in groups_of(self._seen):
+        for group in groups_of(tuple(self._seen)):
             members = tuple(config for config in group.members if config in wanted)
             groups += [group._replace(members=members)] if members else []
         engine = self.coordinator.engine
@@ -93,15 +107,23 @@ class Batches:
 
 @contextlib.contextmanager
 def batches(
-    sweep: SweepConfig, first: RunConfig, run: RunFolder, ledger: Ledger, display: Display, mirrors: Mirrors
+    sweep: SweepConfig,
+    first: RunConfig,
+    run: RunFolder,
+    ledger: Ledger,
+    done: Iterable[str],
+    display: Display,
+    mirrors: Mirrors,
 ) -> Iterator[Batches]:
-    """The engine of the sweep, of which ``first`` is any trial, starts with the first job and is stopped at the end."""
-    chosen, made = first.engine, Batches(sweep, first, run, ledger, display)
+    """The engine of the sweep, of which ``first`` is any trial, starts with the first job and is stopped at the end.
+    done: the keys of trials that have a record.
+    """
+    chosen, made = first.engine, Batches(sweep, run, ledger, done, mirrors)
     setting = Setting(chosen.workers, chosen.timeout, run.path.absolute() / "workers", WORKER, Jobs().run)
 
     def start(deliver: Deliver) -> Engine:
         return ENGINES[chosen.name](setting, deliver, **dict(chosen.options))
 
-    tasks = (made.is_trained, made.fail, mirrors.log)
+    tasks = (made.is_trained, made.fail, made.stored)
     with Coordinator(run, ledger, display, chosen.attempts, start, *tasks) as made.coordinator:
         yield made

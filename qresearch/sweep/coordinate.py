@@ -52,6 +52,7 @@ class Coordinator:
         self.failures: dict[str, str] = {}
         self._advance: Advance = lambda done: None
         self._settled: set[str] = set()  # of this batch: finished, failed, or stopped on their way
+        self._begun: set[int] = set()  # jobs whose worker said something
         self._unheard = 0  # workers that were lost in a row before they said anything
         self._running: dict[int, Attempt] = {}
         self._todo: list[Attempt] = []
@@ -74,7 +75,8 @@ class Coordinator:
 
     def work(self, floats: Sequence[Piece], trials: Sequence[Piece]) -> None:
         """Returns when every trial of the pieces has a record, or has come as far as it should, or has failed."""
-        self._settled, self._lacking = set(), {key for piece in floats for key in piece.floats}
+        self._settled, self._without = set(), {}
+        self._lacking = {key for piece in floats for key in piece.floats}
         self._todo = [Attempt(piece) for piece in (*floats, *trials)]
         with self._display.trials(sum(len(piece.configs) for piece in trials)) as self._advance:
             while self._todo or self._running:
@@ -113,11 +115,14 @@ class Coordinator:
         """What the engine says about a job."""
         if event.kind == "told":
             self._unheard = 0
+            self._begun.add(event.job)
             self._hear(event.job, event.content)
         elif event.kind == "refused":
             raise EngineError(event.content["reason"])
         elif event.job in self._running:  # a job that was lost may be heard of again
-            if event.kind == "lost":
+            if event.kind == "done":
+                self._unheard = 0
+            elif event.job not in self._begun:
                 self._check_start(event.content["reason"])
             attempt = self._running.pop(event.job)
             self._display.hear(event.job, {"over": True})
@@ -143,7 +148,9 @@ class Coordinator:
             return
         self._settled.add(key)
         self._ledger.finish(key, reason)
-        if reason is not None:
+        if reason is None:
+            self.failures.pop(key, None)
+        else:
             self.failures[key] = reason
         self._stored(key)
         self._advance(len(self._settled))

@@ -171,20 +171,20 @@ def _train(
         outcomes = trainer.train([trial for _, trial in trials], None, epochs_done(advance, epochs), keepers, until)
         started = time.monotonic()
         for (config, trial), keeper, trained in zip(trials, keepers, outcomes):
-            yield _trained(bench, trainer, config, trial, trained, started)
+            yield _trained(bench, trainer, config, trial, trained, started, epochs)
             if keeper is not None and trained.finished:
                 keeper.remove()  # whoever asks for the next outcome has stored this one
             started = time.monotonic()
 
 
 def _trained(
-    bench: Bench, trainer: Trainer, config: RunConfig, trial: Trial, trained: Trained, started: float
+    bench: Bench, trainer: Trainer, config: RunConfig, trial: Trial, trained: Trained, started: float, epochs: int
 ) -> Outcome:
     bits, channels = _with_pruned(bench, config, np.asarray(trial.bits))
     if trained.failure is not None:
         return Outcome(config, bits, time.monotonic() - started, extra=_history(trained), failure=trained.failure)
     if not trained.finished:
-        row = trained.history[-1]
+        row = trained.history[epochs - 1]  # the checkpoint may be of a later one
         stopped = (int(row["epoch"]), trainer.task.sign * row["validation_score"])
         return Outcome(config, bits, time.monotonic() - started, stopped=stopped)
     best, last = ((*part, trial.bits) for part in (trained.best, trained.last))

@@ -9,7 +9,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qresearch.config import RunConfig, SweepConfig, TrainConfig, config_hash, resolved, sweep_identity
+from qresearch.config import (
+    RunConfig,
+    SweepConfig,
+    TrainConfig,
+    any_run,
+    config_hash,
+    resolved,
+    suggestion_of,
+    sweep_identity,
+)
 from qresearch.engines.base import KEPT
 from qresearch.results import Record, list_runs, open_run
 from qresearch.results.run_folder import run_path
@@ -23,8 +32,9 @@ FLOWS = ("float", "ptq", "qat")
 def forecast_lines(sweep: SweepConfig, workers: int) -> list[str]:
     """One line each: trials, groups, programs, pieces for so many workers, and the time, of what is still to do."""
     configs = plan_sweep(sweep)
-    output = Path(configs[0].output).expanduser()
-    folder = run_path(output, configs[0].name, sweep_identity(sweep))
+    first, suggestion = any_run(sweep), suggestion_of(sweep)
+    output = Path(first.output).expanduser()
+    folder = run_path(output, first.name, sweep_identity(sweep))
     done = open_run(folder).done() if (folder / "resolved.json").is_file() else frozenset()
     todo = [config for config in configs if config_hash(config) not in done]
     groups = [
@@ -36,6 +46,8 @@ def forecast_lines(sweep: SweepConfig, workers: int) -> list[str]:
     trials = trial_pieces(groups, workers, KEPT, 1)
     trained = {key for piece in floats for key in piece.floats}
     lines = [f"trials    {len(configs)} ({flow_counts(configs)}), {len(done & set(map(config_hash, configs)))} done"]
+    if suggestion is not None:
+        lines.append(f"suggested {suggestion.trials} more, {suggestion.batch} at a time; below are those of the file")
     lines += [f"group     {_group(group, trained)}" for group in groups]
     programs = sum((programs_of(group, trained) for group in groups), Counter[str]())
     lines.append(f"programs  {programs.total()}" + "".join(f", {n} of {name}" for name, n in programs.items()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,6 @@ from qresearch.results import RunFolder
 from qresearch.results.atomic import make_folder
 from qresearch.results.sealed import read_sealed, write_sealed
 from qresearch.sweep.plan import group_key
-
-NO_SCORE = -math.inf
 
 
 def rungs_of(chosen: HalvingConfig, epochs: int) -> tuple[int, ...]:
@@ -47,13 +44,15 @@ def halve(
         train([config for config in here if score_at(run, config, epoch) is None], epoch)
         for contest in _contests(chosen, here):
             numbers = {config: score_at(run, config, epoch) for config in contest}
-            ranked = sorted((-_number(number), config_hash(config), config) for config, number in numbers.items())
+            for config in [config for config, number in numbers.items() if number is None]:
+                del alive[config]  # it has failed
+            scored = [(-number, config_hash(c), c) for c, number in numbers.items() if number is not None]
+            ranked = sorted(scored, key=lambda entry: entry[:2])
             kept = -(-len(contest) // chosen.factor)
-            least = -ranked[kept - 1][0]
             for negative, _, config in ranked[kept:]:
                 del alive[config]
-                if numbers[config] is not None:  # else it has failed
-                    stop(config, f"{-negative:.4f} after epoch {epoch}; the {kept} that go on have {least:.4f} or more")
+                least = -ranked[kept - 1][0]
+                stop(config, f"{-negative:.4f} after epoch {epoch}; the {kept} that go on have {least:.4f} or more")
     return frozenset(alive) | {config for config in trials if config.flow != "qat"}
 
 
@@ -104,10 +103,6 @@ def _value(values: Any, key: str) -> Any:
     for part in key.split("."):
         values = values.get(part, _MISSING) if isinstance(values, dict) else _MISSING
     return values
-
-
-def _number(score: float | None) -> float:
-    return NO_SCORE if score is None else score
 
 
 def _path(folder: Path, config: RunConfig, epoch: int) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from qresearch.config import SweepConfig, expand, load, sweep_identity
+from qresearch.config import SweepConfig, any_run, load, sweep_identity
 from qresearch.errors import DataError
 from qresearch.results import RunFolder
 from qresearch.results.atomic import read_bytes
@@ -27,6 +27,6 @@ def config_of(run: RunFolder, settings: Sequence[str]) -> SweepConfig:
         raise DataError(f"{path}: is damaged; give the config again: qresearch sweep CONFIG") from error
     output = run.path.absolute().parent
     sweep = load(run.path / "sweep.yaml", [*kept, f"output={json.dumps(str(output))}", *settings])
-    if run_path(output, expand(sweep)[0].name, sweep_identity(sweep)) != run.path.absolute():
+    if run_path(output, any_run(sweep).name, sweep_identity(sweep)) != run.path.absolute():
         raise DataError(f"{run.path}: its config and settings make another run; use 'qresearch sweep CONFIG'")
     return sweep

@@ -12,6 +12,7 @@ from qresearch.compat import stay_on_cpu
 from qresearch.config import (
     RunConfig,
     SweepConfig,
+    any_run,
     config_hash,
     expand,
     halving_of,
@@ -21,11 +22,12 @@ from qresearch.config import (
     sweep_identity,
     trial_label,
 )
-from qresearch.devices import is_first, meet
+from qresearch.devices import all_begin, is_first, meet
 from qresearch.engines import check_engine
+from qresearch.errors import QResearchError
 from qresearch.report.searches import keep_settings
 from qresearch.results import RunFolder, create_run, environment, open_run
-from qresearch.results.atomic import remove_unfinished
+from qresearch.results.atomic import make_folder, remove_unfinished
 from qresearch.results.ledger import open_or_renew
 from qresearch.results.lock import locked
 from qresearch.results.run_folder import run_path
@@ -84,28 +86,33 @@ def run_sweep(sweep: SweepConfig, source: str, display: Display, on_start: Calla
     ``devices.join`` has joined all call this, with the engine ``inline``, and do it together.
     """
     configs = plan_sweep(sweep)
-    first = (*configs, *suggest_ends(sweep))[0]
+    first = any_run(sweep)
     output, identity = Path(first.output).expanduser(), sweep_identity(sweep)
     # Where the run is now is where it will go on.
     settings = [setting for setting in sweep.settings if not setting.startswith("output=")]
     with contextlib.ExitStack() as stack:
+        folder, problem = run_path(output, first.name, identity), None
         if is_first():
-            run = create_run(output, first.name, source, identity, environment(), settings)
-            stack.enter_context(locked(run.path))
-            folder = run.path
-            remove_unfinished(folder)
-            stack.callback(remove_unfinished, folder)
-            keep_settings(run, resolved(first)["report"])
-            on_start(run)
-        else:  # of several processes the first one writes; the others need a ledger, and nobody reads it
+            try:
+                make_folder(folder)
+                stack.enter_context(locked(folder))
+                run = create_run(output, first.name, source, identity, environment(), settings)
+                remove_unfinished(folder)
+                stack.callback(remove_unfinished, folder)
+                keep_settings(run, resolved(first)["report"])
+                on_start(run)
+            except QResearchError as error:
+                problem = error
+        all_begin(problem)
+        run = open_run(folder)
+        if not is_first():  # of several processes the first one writes; the others need a ledger, and nobody reads it
             folder, display = Path(stack.enter_context(tempfile.TemporaryDirectory())), Silent()
-        meet("the run is there")
-        run = open_run(run_path(output, first.name, identity))
         ledger = stack.enter_context(open_or_renew(folder, display.line))
-        ledger.reconcile({config_hash(config): trial_label(config) for config in configs}, run.done())
+        done = run.done()
+        ledger.reconcile({config_hash(config): trial_label(config) for config in configs}, done)
         mirrored = stack.enter_context(mirrors(first.trackers if is_first() else (), run, display.line))
-        made = stack.enter_context(batches(sweep, first, run, ledger, display, mirrored))
+        made = stack.enter_context(batches(sweep, first, run, ledger, done, display, mirrored))
         meet("all know what is done")
         made.execute(configs)
         run_suggested(sweep, run, made.execute, lambda config: check_trials([config]), display.line)
-    return SweepResult(run, made.ran, made.found, made.stopped, tuple(made.failed))
+    return SweepResult(run, made.ran, made.found, made.stopped, made.failed)

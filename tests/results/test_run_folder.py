@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
@@ -154,11 +155,23 @@ def test_a_second_label_does_not_make_a_second_trial(run):
     assert run.save(record).parent == first
 
 
-def test_colliding_keys_are_refused(run):
+def test_trials_whose_keys_begin_alike_have_folders_of_their_own(run):
+    first, second = make_record(seed=1), make_record(seed=2)
+    collides = dataclasses.replace(second, key=first.key[:8] + second.key[8:])
+    paths = {run.save(record).parent for record in (first, collides, first, collides)}
+    assert len(paths) == 2
+    assert run.find_record(first.key) == first
+    assert run.find_record(collides.key) == collides
+    assert not run.has(first.key[:8] + "0" * 56)
+    assert sorted(record.key for record in run.records().records) == sorted([first.key, collides.key])
+
+
+def test_a_folder_without_its_config_gets_one(run):
     record = make_record()
-    run.start(record.key, "a", {})
-    with pytest.raises(DataError, match="belongs to the trial"):
-        run.start(record.key[:8] + "0" * 56, "b", {})
+    folder = run.start(record.key, record.label, record.config)
+    (folder / "config.json").unlink()  # by a kill between the two
+    assert run.start(record.key, record.label, record.config) == folder
+    assert (folder / "config.json").is_file()
 
 
 def test_metrics(run):

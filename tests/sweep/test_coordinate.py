@@ -257,3 +257,64 @@ def test_a_piece_as_text_and_back(tmp_path):
     assert "\n" not in text
     json.loads(text)
     assert read_piece(text) == (tmp_path, piece)
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_workers_that_had_begun_may_all_be_lost_at_once(tmp_path, silent):
+    """A node is taken away: every worker is lost, and none of them at its start."""
+    losses = []
+
+    def play(piece):
+        if len(losses) < 5 and not silent:
+            yield BEGUN
+        if len(losses) < 5:
+            losses.append(piece)
+            yield LOST
+        else:
+            yield from done(piece)
+
+    desk = Desk(tmp_path, play, attempts=4)
+    if silent:
+        with pytest.raises(EngineError, match="5 workers in a row ended before they could begin"):
+            desk.work([], pieces(TRIALS, 1))
+    else:
+        desk.work([], pieces(TRIALS, 1))
+        assert states(desk) == ["done"] * 6
+
+
+def test_losses_with_successes_between_them_are_no_reason_to_end(tmp_path):
+    seen = set()
+
+    def play(piece):
+        if piece not in seen:
+            seen.add(piece)
+            yield LOST
+        else:
+            yield finished(piece.configs[0])
+            yield "done", {}
+
+    desk = Desk(tmp_path, play, attempts=2)
+    desk.work([], pieces(TRIALS, 1))
+    assert states(desk) == ["done"] * 6
+
+
+def test_a_trial_that_is_run_again_and_well_has_not_failed(tmp_path):
+    def play(piece):
+        for config in piece.configs:
+            yield {"trial": config_hash(config), "failure": None if attempts else "the loss became nan"}
+        yield "done", {}
+
+    attempts = []
+    desk = Desk(tmp_path, play)
+
+    class Twice(Coordinator):
+        def work(self, floats, trials):
+            super().work(floats, trials)
+            attempts.append(1)
+            super().work(floats, trials)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("test_coordinate.Coordinator", Twice)
+        coordinator = desk.work([], pieces(TRIALS, 6))
+    assert coordinator.failures == {}
+    assert states(desk) == ["done"] * 6

@@ -162,3 +162,25 @@ def test_the_rule_does_not_make_another_run(tmp_path):
     (tmp_path / "small.yaml").write_text(TEXT)
     without = load(tmp_path / "small.yaml", ["sweep.halving=null"])
     assert sweep_identity(load(tmp_path / "small.yaml")) == sweep_identity(without)
+
+
+def test_failed_trials_take_no_place_and_are_not_worth_the_end(run):
+    trials = trials_of(qat__learning_rate=[1e-3, 1e-2, 1e-1, 1e-4])
+    scores = {trials[0]: None, trials[1]: None, trials[2]: None, trials[3]: 0.1}
+    alive, _, stopped = halved(run, trials, scores)
+    assert alive == {trials[3]}
+    assert not stopped
+    alive, *_ = halved(run, trials[:1], scores)
+    assert not alive
+
+
+def test_a_rung_below_the_checkpoint_has_the_score_of_its_epoch(halved_sweep, tmp_path):
+    """The rule changes: the best trials stand at a later epoch than the new first rung."""
+    output = shutil.copytree(halved_sweep / "out", tmp_path / "out")
+    (record,) = output.glob("*/trials/*qat*/result.json")
+    record.unlink()
+    for path in output.glob("*/rungs/*"):
+        path.unlink()
+    assert sweep(halved_sweep / "small.yaml", output, "sweep.halving.epochs=2") == 0
+    rows = read_ledger(find_run(output, "small").path)
+    assert sorted(row.state for row in rows) == ["done", "done", "done", "stopped", "stopped"]
