@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 from qresearch import commands
 from qresearch.errors import ConfigError, QResearchError
 
-BAD_INPUT, INTERRUPTED, TERMINATED = 2, 130, 143
+BAD_INPUT, INTERRUPTED, PIPE, TERMINATED = 2, 130, 141, 143
 EXIT_CODES = (
     "exit status: 0 done · 2 bad input, nothing started · 3 some trials failed · 4 a drop above --max-drop"
     " · 130 interrupted · 143 terminated"
@@ -54,6 +55,9 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt as error:
         print("stopped: finished trials are kept; the same command continues", file=sys.stderr)
         return TERMINATED if isinstance(error, TerminatedError) else INTERRUPTED
+    except BrokenPipeError:  # whoever reads our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE
     except OSError as error:
         print(f"error: {error.filename or 'input/output'}: {error.strerror or error}", file=sys.stderr)
         return BAD_INPUT
@@ -91,7 +95,9 @@ def _parser() -> argparse.ArgumentParser:
         text = "where trials run, see 'qresearch list engines'; options of another engine in the config are dropped"
         added.add_argument("--engine", dest="set", action=_Engine, metavar="NAME", help=text)
         text = "how many workers at a time: --set engine.workers=N"
-        added.add_argument("--workers", dest="set", action="append", type="engine.workers={}".format, help=text)
+        added.add_argument(
+            "--workers", dest="set", action="append", type="engine.workers={}".format, metavar="N", help=text
+        )
         added.add_argument(
             "--distributed",
             metavar="HOST:PORT,N,I",
@@ -125,7 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     resume = command("resume", commands.resume, "run what a run has not finished, from the config that it keeps")
     resume.set_defaults(set=[])
     runs_trials(resume)
-    configured("check", commands.check, "check a config without running it, and count its trials")
+    runs_trials(configured("check", commands.check, "check a config without running it, and count its trials"))
     runs_trials(configured("plan", commands.plan, "say what a sweep would do: trials, groups, programs, pieces, time"))
     report = command(
         "report", commands.report, "write front.csv, allocations.csv, front.png and report.html of a run again"

@@ -43,13 +43,14 @@ class Keeper:
     """The checkpoints of one trial: folders ``step-000001000`` in ``folder``, of which the last ``keep`` are kept.
 
     every: one after so many steps; None: only where a training is told to stop. report: takes one line where one is
-    used, left out because it is damaged, or cannot be written.
+    used (unless it is ``quiet``), left out because it is damaged, or cannot be written.
     """
 
     folder: Path
     every: int | None
     keep: int
     report: Callable[[str], None]
+    quiet: bool = False
 
     def due(self, step: int) -> bool:
         """Whether a checkpoint belongs after this step."""
@@ -64,7 +65,8 @@ class Keeper:
             except DataError as error:
                 self.report(f"checkpoint left out: {error}")
                 continue
-            self.report(f"training continues from {path}")
+            if not self.quiet:
+                self.report(f"training continues from {path}")
             state = jax.tree.map(jnp.asarray, tree["state"])
             return Point(state, Trained(tree["last"], tree["best"], **facts), tree["losses"])
         return None

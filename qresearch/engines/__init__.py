@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from qresearch.engines.base import Deliver, Engine, Event, Job, MakeEngine, Setting
-from qresearch.engines.dask import dask
+from qresearch.engines.dask import check_dask, dask
 from qresearch.engines.inline import Inline
 from qresearch.engines.local import Local, gpus
-from qresearch.engines.slurm import slurm
+from qresearch.engines.slurm import check_slurm, slurm
 from qresearch.errors import ConfigError, did_you_mean
 from qresearch.options import check_options
 
@@ -21,11 +21,17 @@ ENGINES: Mapping[str, MakeEngine] = {
 }
 
 
+# What else can be said of an engine's options before it starts.
+CHECKS: Mapping[str, Callable[..., None]] = {"dask": check_dask, "slurm": check_slurm}
+
+
 def check_engine(name: str, options: Mapping[str, Any]) -> None:
     """ConfigError for an engine that is not there, or an option that it does not have."""
     if name not in ENGINES:
         raise ConfigError(f"engine.name: unknown engine '{name}'{did_you_mean(name, ENGINES)}")
     check_options("engine", f"engine '{name}'", ENGINES[name], options)
+    if name in CHECKS:
+        CHECKS[name](**options)
 
 
 def workers_of(name: str, workers: int | None) -> int:

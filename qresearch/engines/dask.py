@@ -8,6 +8,7 @@ import logging
 import queue
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -25,7 +26,7 @@ def dask(
     """On a Dask cluster: that of the scheduler at ``address``, or one of its own on this machine. Whoever reaches a
     scheduler can run code there: an address that is not loopback must be ``tls://``, with ca_file, cert and key.
     """
-    require_private(address, (ca_file, cert, key))
+    check_dask(address, ca_file, cert, key)
     try:
         from distributed import Client, LocalCluster, Security
     except ImportError as error:
@@ -38,11 +39,17 @@ def dask(
             return Dask(Client(address, security=security, set_as_default=False, timeout=30), None, setting, deliver)
         workers = setting.workers or 1
         cluster = LocalCluster(
-            n_workers=workers, threads_per_worker=1, host="127.0.0.1", dashboard_address=None, silence_logs=50
+            n_workers=workers, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=50
         )
         return Dask(Client(cluster, set_as_default=False), cluster, setting, deliver)
-    except (OSError, TimeoutError) as error:
+    except (OSError, TimeoutError, ValueError) as error:
         raise EngineError(f"no Dask scheduler at {address or 'loopback'}: {error}") from error
+
+
+def check_dask(address: str = "", ca_file: str = "", cert: str = "", key: str = "") -> None:
+    """ConfigError for options that no cluster can be reached with."""
+    require_private(address, (ca_file, cert, key))
+    _require_files(ca_file, cert, key)
 
 
 def require_private(address: str, credentials: tuple[str, str, str]) -> None:
@@ -60,6 +67,12 @@ def require_private(address: str, credentials: tuple[str, str, str]) -> None:
             f"engine.options.address '{address}': whoever reaches a scheduler can run code there; use tls:// with"
             " ca_file, cert and key, or a loopback address (a tunnel will do)"
         )
+
+
+def _require_files(*paths: str) -> None:
+    for path in paths:
+        if path and not Path(path).expanduser().is_file():
+            raise ConfigError(f"engine.options: no file '{path}'; ca_file, cert and key are PEM files")
 
 
 class Dask:

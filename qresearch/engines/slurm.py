@@ -8,13 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 from qresearch.engines.base import Deliver, Event, Job, Message, Setting
 from qresearch.engines.remote import event_of, run_job
-from qresearch.errors import ConfigError, EngineError
+from qresearch.errors import ConfigError, EngineError, did_you_mean
 
 if TYPE_CHECKING:
     from submitit import Executor
     from submitit import Job as SlurmJob
 
 _AT_ONCE = 16  # jobs in the queue, unless engine.workers says otherwise
+
+
+CLUSTERS = ("slurm", "local", "debug")
+
+
+def check_slurm(cluster: str = "slurm", **others: object) -> None:
+    """ConfigError for a cluster that submitit does not have."""
+    if cluster not in CLUSTERS:
+        raise ConfigError(f"engine.options.cluster: unknown cluster '{cluster}'{did_you_mean(cluster, CLUSTERS)}")
 
 
 def slurm(

@@ -175,7 +175,9 @@ class Coordinator:
         lost = 0 if progress else attempt.lost + 1
         if not rest.configs:
             return
-        names = f"{len(rest.configs)} {'float models' if rest.kind == 'float' else 'trials'}"
+        names = (
+            f"{len(rest.configs)} {'float model' if rest.kind == 'float' else 'trial'}{'s' * (len(rest.configs) != 1)}"
+        )
         if OUT_OF_MEMORY in reason and len(rest.configs) > 1:
             self._make_smaller(rest, reason)
         elif lost < self._attempts:

@@ -113,7 +113,7 @@ def _train(group: Mapping[str, RunConfig], folder: Path, reporter: Reporter) -> 
 def keeper_of(config: RunConfig, run: Path, key: str, reporter: Reporter, stops: bool = False) -> Keeper | None:
     """Where the training ``key`` of a run keeps its checkpoints, if the config asks for any, or it stops on its way."""
     every, keep = config.checkpoints.every, config.checkpoints.keep
-    return None if every is None and not stops else Keeper(run / "training" / key, every, keep, reporter.line)
+    return None if every is None and not stops else Keeper(run / "training" / key, every, keep, reporter.line, stops)
 
 
 def _keep(outcome: Trained, path: Path) -> FloatModel:

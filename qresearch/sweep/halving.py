@@ -8,7 +8,7 @@ from typing import Any
 
 from qresearch.config import HalvingConfig, RunConfig, config_hash, resolved
 from qresearch.devices import is_first
-from qresearch.errors import ConfigError, DataError
+from qresearch.errors import ConfigError, DataError, did_you_mean
 from qresearch.results import RunFolder
 from qresearch.results.atomic import make_folder
 from qresearch.results.sealed import read_sealed, write_sealed
@@ -60,7 +60,7 @@ def check_halving(chosen: HalvingConfig, config: RunConfig) -> None:
     """ConfigError for a key of ``within`` that runs do not have."""
     for key in chosen.within:
         if _value(resolved(config), key) is _MISSING:
-            raise ConfigError(f"sweep.halving.within: runs have no key '{key}'")
+            raise ConfigError(f"sweep.halving.within: runs have no key '{key}'{did_you_mean(key, resolved(config))}")
 
 
 def save_score(folder: Path, config: RunConfig, epoch: int, score: float) -> None:

@@ -125,7 +125,7 @@ def test_what_was_found_is_not_searched_for_again(tmp_path, capsys, monkeypatch)
     monkeypatch.setitem(qresearch.sweep.choose.ALLOCATORS, "exact", counted)
     assert run(tmp_path, trials=trials) == 0
     assert len(called) == 1
-    assert f"{kept[1].name}: is damaged; the search is run again" in capsys.readouterr().out.replace("\n", "")
+    assert f"{kept[1].name}: is damaged (sha256); the search is run again" in capsys.readouterr().out.replace("\n", "")
     after = stored(tmp_path / "out")
     assert {label: outcome_of(record) for label, record in after.items()} == {
         label: outcome_of(record) for label, record in before.items()
