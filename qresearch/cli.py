@@ -13,6 +13,8 @@ from typing import Any
 from qresearch import commands
 from qresearch.errors import ConfigError, QResearchError
 
+# Adds a command by its name, what it does, and what it says of itself.
+Command = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
 BAD_INPUT, INTERRUPTED, PIPE, TERMINATED = 2, 130, 141, 143
 EXIT_CODES = (
     "exit status: 0 done · 2 bad input, nothing started · 3 some trials failed · 4 a drop above --max-drop"
@@ -83,69 +85,8 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(command=run)
         return added
 
-    def configured(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
-        added = command(name, run, text)
-        added.add_argument("config", help="YAML file")
-        added.add_argument(
-            "--set", action="append", default=[], metavar="KEY=VALUE", help="override, e.g. qat.epochs=2"
-        )
-        return added
-
-    def runs_trials(added: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        text = "where trials run, see 'qresearch list engines'; options of another engine in the config are dropped"
-        added.add_argument("--engine", dest="set", action=_Engine, metavar="NAME", help=text)
-        text = "how many workers at a time: --set engine.workers=N"
-        added.add_argument(
-            "--workers", dest="set", action="append", type="engine.workers={}".format, metavar="N", help=text
-        )
-        added.add_argument(
-            "--distributed",
-            metavar="HOST:PORT,N,I",
-            help="run trials together with other processes, which get the same command: the address of the first, how"
-            " many they are, the number of this one from 0; or 'auto', as on Slurm and TPUs",
-        )
-        return added
-
-    runs_trials(
-        configured("sweep", commands.sweep, "run every trial of a config that has no result yet, and report the front")
-    )
-    runs_trials(configured("run", commands.run, "run a config that describes one trial"))
-    search = runs_trials(
-        configured("search", commands.search, "let allocators and searches choose the bits, and compare their fronts")
-    )
-    search.add_argument(
-        "--budgets", help="comma-separated, in the unit of --cost, with PTQ (default: as in the config)"
-    )
-    search.add_argument("--allocators", help="comma-separated, with --budgets (default: exact)")
-    search.add_argument("--cost", help="with --budgets, see 'qresearch list costs' (default: average_bits)")
-    benchmark = command(
-        "benchmark", commands.benchmark, "the score, size and bops of INT8, INT4 and mixed, against an acceptable drop"
-    )
-    benchmark.add_argument("configs", nargs="+", metavar="config", help="YAML files, one per task or model")
-    benchmark.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, in all of them")
-    benchmark.add_argument(
-        "--max-drop", type=float, default=1.0, help="in hundredths of the score, such as accuracy points (default: 1.0)"
-    )
-    benchmark.add_argument("--budget", type=float, default=6.0, help="average_bits of the mixed row (default: 6)")
-    runs_trials(benchmark)
-    resume = command("resume", commands.resume, "run what a run has not finished, from the config that it keeps")
-    resume.set_defaults(set=[])
-    runs_trials(resume)
-    runs_trials(configured("check", commands.check, "check a config without running it, and count its trials"))
-    runs_trials(configured("plan", commands.plan, "say what a sweep would do: trials, groups, programs, pieces, time"))
-    report = command(
-        "report", commands.report, "write front.csv, allocations.csv, front.png and report.html of a run again"
-    )
-    show = command("show", commands.show, "print a run: its front, failures and damaged files")
-    for added in (resume, report, show):
-        added.add_argument("run", help="folder of a run, or its name or the beginning of it")
-    status = command(
-        "status", commands.status, "say how far a run is, also while it is written: states, attempts, failures"
-    )
-    status.add_argument("run", help="folder of a run, or its name or the beginning of it")
-    runs = command("runs", commands.runs, "list the runs in the output folder")
-    for added in (resume, report, show, status, runs):
-        added.add_argument("--output", default="results", help="where runs are (default: results)")
+    _add_sweeps(command)
+    _add_runs(command)
     weights = command(
         "import-weights", commands.import_weights_of, "turn a public weight file into a checkpoint for model.weights"
     )
@@ -161,6 +102,75 @@ def _parser() -> argparse.ArgumentParser:
     )
     doctor.add_argument("--output", default="results", help="where runs would be (default: results)")
     return parser
+
+
+def _add_sweeps(command: Command) -> None:
+    """The commands that take configs."""
+
+    def configured(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        added = command(name, run, text)
+        added.add_argument("config", help="YAML file")
+        added.add_argument(
+            "--set", action="append", default=[], metavar="KEY=VALUE", help="override, e.g. qat.epochs=2"
+        )
+        return _with_engine(added)
+
+    configured("sweep", commands.sweep, "run every trial of a config that has no result yet, and report the front")
+    configured("run", commands.run, "run a config that describes one trial")
+    search = configured(
+        "search", commands.search, "let allocators and searches choose the bits, and compare their fronts"
+    )
+    search.add_argument(
+        "--budgets", help="comma-separated, in the unit of --cost, with PTQ (default: as in the config)"
+    )
+    search.add_argument("--allocators", help="comma-separated, with --budgets (default: exact)")
+    search.add_argument("--cost", help="with --budgets, see 'qresearch list costs' (default: average_bits)")
+    benchmark = command(
+        "benchmark", commands.benchmark, "the score, size and bops of INT8, INT4 and mixed, against an acceptable drop"
+    )
+    benchmark.add_argument("configs", nargs="+", metavar="config", help="YAML files, one per task or model")
+    benchmark.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, in all of them")
+    benchmark.add_argument(
+        "--max-drop", type=float, default=1.0, help="in hundredths of the score, such as accuracy points (default: 1.0)"
+    )
+    benchmark.add_argument("--budget", type=float, default=6.0, help="average_bits of the mixed row (default: 6)")
+    _with_engine(benchmark)
+    configured("check", commands.check, "check a config without running it, and count its trials")
+    configured("plan", commands.plan, "say what a sweep would do: trials, groups, programs, pieces, time")
+
+
+def _with_engine(added: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """The options that say where trials run, of a command that has ``set``."""
+    text = "where trials run, see 'qresearch list engines'; options of another engine in the config are dropped"
+    added.add_argument("--engine", dest="set", action=_Engine, metavar="NAME", help=text)
+    text = "how many workers at a time: --set engine.workers=N"
+    form = "engine.workers={}".format
+    added.add_argument("--workers", dest="set", action="append", type=form, metavar="N", help=text)
+    added.add_argument(
+        "--distributed",
+        metavar="HOST:PORT,N,I",
+        help="run trials together with other processes, which get the same command: the address of the first, how many"
+        " they are, the number of this one from 0; or 'auto', as on Slurm and TPUs",
+    )
+    return added
+
+
+def _add_runs(command: Command) -> None:
+    """The commands that take a run, and the list of all."""
+    for name, run, text in (
+        ("resume", commands.resume, "run what a run has not finished, from the config that it keeps"),
+        ("report", commands.report, "write front.csv, allocations.csv, front.png and report.html of a run again"),
+        ("show", commands.show, "print a run: its front, failures and damaged files"),
+        ("status", commands.status, "say how far a run is, also while it is written: states, attempts, failures"),
+        ("runs", commands.runs, "list the runs in the output folder"),
+    ):
+        added = command(name, run, text)
+        if name == "resume":
+            added.set_defaults(set=[])
+            _with_engine(added)
+        if name != "runs":
+            added.add_argument("run", help="folder of a run, or its name or the beginning of it")
+        added.add_argument("--output", default="results", help="where runs are (default: results)")
 
 
 if __name__ == "__main__":

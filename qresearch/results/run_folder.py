@@ -70,7 +70,7 @@ class RunFolder:
             try:
                 digits = folder.name.partition("-")[0]
                 if copies[digits] > 1:
-                    self._find_folder(f"{digits}-")
+                    self._find_folder(f"{digits}-")  # which refuses them by their names
                 # A folder without a result is a trial that has not finished, which is nothing wrong.
                 if os.path.lexists(folder / "result.json"):
                     records.append(self._read(folder))

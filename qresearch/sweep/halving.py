@@ -35,8 +35,9 @@ def halve(
     Identification and Hyperparameter Optimization, 2016, https://arxiv.org/abs/1502.07943.
 
     train(trials, epoch) brings trials that have no score there up to it; they keep checkpoints and lose nothing.
-    stop(trial, why) is called for each of the others. Where we differ from ASHA (Li et al., 2020): all trials of a rung
-    are waited for, so that who goes on does not depend on how fast workers are, and a resumed sweep decides the same.
+    stop(trial, why) is called for each of the others. Where we differ from ASHA (Li et al., A System for Massively
+    Parallel Hyperparameter Tuning, 2020, https://arxiv.org/abs/1810.05934): all trials of a rung are waited for, so
+    that who goes on does not depend on how fast workers are, and a resumed sweep decides the same.
     """
     alive = {config: None for config in trials if config.flow == "qat"}
     for epoch in sorted({epoch for config in alive for epoch in rungs_of(chosen, config.qat.epochs)}):

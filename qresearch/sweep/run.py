@@ -55,7 +55,7 @@ class SweepResult(NamedTuple):
 
 def plan_sweep(sweep: SweepConfig) -> tuple[RunConfig, ...]:
     """The trials of a sweep's file, in order; checks names, data, recipes, rules and budgets before anything is
-    computed, also at the ends of what a suggester may propose.
+    computed; of what a suggester may propose, names and values at the ends of the space.
     """
     configs = expand(sweep, known_names())
     every = (*configs, *suggest_ends(sweep, known_names()))

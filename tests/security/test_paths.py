@@ -50,11 +50,11 @@ KEYS = {
 
 @pytest.fixture
 def around(tmp_path, tmp_path_factory, monkeypatch):
-    """A folder with a work folder deep in it, from which commands are run."""
-    work = tmp_path / "a" / "b" / "work"
-    work.mkdir(parents=True)
+    """A folder with a place deep in it, from which commands are run."""
+    place = tmp_path / "a" / "b" / "place"
+    place.mkdir(parents=True)
     (tmp_path / "a" / "precious").write_text("mine")
-    monkeypatch.chdir(work)
+    monkeypatch.chdir(place)
     monkeypatch.setenv("HOME", str(tmp_path / "a"))
     monkeypatch.setenv("MPLCONFIGDIR", str(tmp_path_factory.mktemp("matplotlib")))  # which is in HOME otherwise
     return tmp_path
@@ -74,7 +74,7 @@ def stop_before_computing(monkeypatch):
 @pytest.mark.parametrize("key", KEYS)
 def test_names_in_a_config_write_nothing_outside_the_output_folder(around, monkeypatch, capsys, key):
     stop_before_computing(monkeypatch)
-    config = write_small(around / "a" / "b" / "work")
+    config = write_small(around / "a" / "b" / "place")
     before = tree(around)
     statuses = set()
     for name in NAMES:
@@ -82,16 +82,16 @@ def test_names_in_a_config_write_nothing_outside_the_output_folder(around, monke
         statuses.add(main(["sweep", str(config), *settings("output=out", *ONE, f"{key}={value}")]))
         error = capsys.readouterr().err
         assert error.isprintable() or all(line.isprintable() for line in error.splitlines()), name
-        assert outside(tree(around), "a/b/work/out") == before, name
+        assert outside(tree(around), "a/b/place/out") == before, name
     assert statuses <= {2, 3}  # refused, or recorded as the failed trial that it is here
     assert 2 in statuses
 
 
 @pytest.mark.parametrize("command", ["show", "report", "status", "resume"])
 def test_names_of_runs_write_nothing(around, capsys, command):
-    run = create_run(around / "a" / "b" / "work" / "out", "small", "", {"a": 1}, ENVIRONMENT)
+    run = create_run(around / "a" / "b" / "place" / "out", "small", "", {"a": 1}, ENVIRONMENT)
     run.save(make_record(), make_examples())
-    (around / "a" / "b" / "work" / "out" / "link").symlink_to(around / "a")
+    (around / "a" / "b" / "place" / "out" / "link").symlink_to(around / "a")
     before = tree(around)
     for name in [*NAMES, "link", str(around / "a"), "../../precious"]:
         if not name.startswith("-"):  # which is an option, and unknown
@@ -108,10 +108,10 @@ def forged(record, **fields):
 
 def test_labels_in_files_are_not_paths(around, capsys):
     """Records with whole checksums, from a run that someone else made."""
-    run = create_run(around / "a" / "b" / "work" / "out", "small", "", {"a": 1}, ENVIRONMENT)
+    run = create_run(around / "a" / "b" / "place" / "out", "small", "", {"a": 1}, ENVIRONMENT)
     run.save(make_record(seed=1))
     path = run.save(make_record())
-    before, lines = outside(tree(around), "a/b/work/out"), []
+    before, lines = outside(tree(around), "a/b/place/out"), []
     for number, name in enumerate(NAMES):
         path.write_bytes(forged(make_record(), label=name))
         for command in ("show", "status", "report") if number % 10 == 0 else ("show", "status"):
@@ -119,7 +119,7 @@ def test_labels_in_files_are_not_paths(around, capsys):
             assert all(line.isprintable() for line in capsys.readouterr().out.splitlines())
         with mirrors(["tensorboard"], run, lines.append):
             pass
-        assert outside(tree(around), "a/b/work/out") == before, name
+        assert outside(tree(around), "a/b/place/out") == before, name
     assert any("warning: tracker 'tensorboard' is off: DataError: name" in line for line in lines)
     written = [name for name in tree(run.path / "tensorboard") if "/" not in name]
     assert all(re.fullmatch(r"[0-9a-f]{8}-[A-Za-z0-9_][A-Za-z0-9_.+=,-]*", name) for name in written)
@@ -127,7 +127,7 @@ def test_labels_in_files_are_not_paths(around, capsys):
 
 def test_texts_of_files_do_nothing_to_a_terminal(around, capsys):
     """A reason may have any characters, and a record that has others in its names is refused."""
-    run = create_run(around / "a" / "b" / "work" / "out", "small", "", {"a": 1}, ENVIRONMENT)
+    run = create_run(around / "a" / "b" / "place" / "out", "small", "", {"a": 1}, ENVIRONMENT)
     run.save(make_record(seed=1))
     failed = make_record(seed=2, status="failed", reason="\x1b]0;title\x07\nand\r more", metrics={})
     run.save(failed)
@@ -155,17 +155,17 @@ def test_options_that_are_texts_stay_in_the_run(around, monkeypatch, name):
 
     monkeypatch.setitem(sensitivities.SENSITIVITIES, "anywhere", anywhere)
     monkeypatch.setitem(allocation.ALLOCATORS, "anywhere", exact)
-    config = write_small(around / "a" / "b" / "work")
+    config = write_small(around / "a" / "b" / "place")
     before = tree(around)
     options = json.dumps({"where": name})
     chosen = f"allocation={{allocator: anywhere, budget: 4, options: {options}}}"
     measured = f"sensitivity={{method: anywhere, examples: 100, joint: 0, options: {options}}}"
     assert main(["sweep", str(config), *settings("output=out", *ONE, chosen, measured)]) == 0
     found = tree(around)
-    assert outside(found, "a/b/work/out") == before
+    assert outside(found, "a/b/place/out") == before
     tables = [path for path in found if "/sensitivity/" in path]
     assert len(tables) == 1
-    assert tables[0].count("/") == "a/b/work/out/small-0000/sensitivity/x".count("/")
+    assert tables[0].count("/") == "a/b/place/out/small-0000/sensitivity/x".count("/")
     assert len([path for path in found if path.endswith("/result.json")]) == 1
 
 
