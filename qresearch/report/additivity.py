@@ -24,6 +24,6 @@ def additivity_rows(run: RunFolder) -> list[tuple[str, ...]]:
             if joint is not None:
                 cells = (len(joint["predicted"]), joint["rank_correlation"], joint["ratio"])
                 rows.append((content["name"], str(cells[0]), *("-" if v is None else f"{v:.3f}" for v in cells[1:])))
-        except (DataError, KeyError, TypeError) as error:
-            raise DataError(f"{path}: is damaged ({error}); delete it, and the report leaves it out") from None
+        except DataError as error:
+            raise DataError(f"{error}; delete it, and the report leaves it out") from None
     return rows
