@@ -86,9 +86,12 @@ class Builder:
         self._kept.append(array)
         self.names[id(array)] = name
 
-    def constant(self, array: np.ndarray, layout: Layout | None = None) -> str:
-        """The name of an initializer with these values, its axes in the order of the layout; equal ones share one."""
-        hint = self.names.get(id(array), "constant")
+    def constant(self, array: np.ndarray, layout: Layout | None = None, name: str = "constant") -> str:
+        """The name of an initializer with these values, its axes in the order of the layout; equal ones share one.
+
+        name: what it is called, if the array has no name of its own.
+        """
+        hint = self.names.get(id(array), name)
         if layout is not None and layout != plain(array.ndim):
             array = array.transpose(layout)
         array = np.ascontiguousarray(array).reshape(array.shape)  # ascontiguousarray makes a scalar a vector

@@ -13,12 +13,14 @@ from qresearch.graph import Contraction
 from qresearch.numerics.packing import QTensor, from_qtensor
 from qresearch.quantizers import Quantizer
 
-# The dtypes that codes are held in, by the widest code that they take: 2 and 3 bits in int4, 5 to 7 in int8.
+# The dtypes that codes are held in, by the widest code that they take: 2 and 3 bits in int4, 5 to 7 in int8. Data has 8
+# bits at least: ONNX Runtime 1.31 drops a Relu before a QuantizeLinear to int4, and refuses a Clip there.
 CONTAINERS = {
     4: (np.dtype(jnp.uint4), np.dtype(jnp.int4)),
     8: (np.dtype(np.uint8), np.dtype(np.int8)),
     16: (np.dtype(np.uint16), np.dtype(np.int16)),
 }
+LEAST_DATA_BITS = 8
 PROBES = 4096  # values at which a method's codes are compared with those of its grid
 
 
@@ -70,7 +72,7 @@ def data_grid(quantizer: Quantizer, qparams: Any, contraction: Contraction, oper
     scale = np.asarray(ends.scale)
     zero_point = np.broadcast_to(np.asarray(ends.zero_point), scale.shape)
     low, high = int(np.min(ends.values)), int(np.max(ends.values))
-    container = _container(low, high, zero_point)
+    container = _container(low, high, zero_point, LEAST_DATA_BITS)
     if isinstance(container, str):
         return container
     axis = next((axis for axis, size in enumerate(scale.shape) if size == 1), None)
@@ -90,15 +92,15 @@ def _rounds(quantizer: Quantizer, qparams: Any, bits: int, grid: tuple[Any, ...]
     return np.array_equal(np.asarray(codes.scale), scale) and np.array_equal(np.asarray(codes.values), expected)
 
 
-def _container(low: int, high: int, zero_point: np.ndarray) -> np.dtype | str:
+def _container(low: int, high: int, zero_point: np.ndarray, least: int = 0) -> np.dtype | str:
     """The smallest dtype that holds the codes and the zero-points, or why none does."""
     if np.any(zero_point != np.round(zero_point)):
         return "its zero-points are not whole"
     lowest, highest = min(low, int(zero_point.min())), max(high, int(zero_point.max()))
-    for dtypes in CONTAINERS.values():
+    for width, dtypes in CONTAINERS.items():
         for dtype in dtypes:
             info = jnp.iinfo(dtype)
-            if int(info.min) <= lowest and highest <= int(info.max):
+            if width >= least and int(info.min) <= lowest and highest <= int(info.max):
                 return dtype
     return f"its codes and zero-points, {lowest} to {highest}, take more than 16 bits"
 

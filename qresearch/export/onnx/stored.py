@@ -51,13 +51,12 @@ def dequantized(codes: np.ndarray, grid: Grid, name: str) -> Array:
 def quantize_linear(b: Builder, equation: Any, values: list[Value]) -> Value:
     """The pair, in whatever layout it is read: a runtime looks for it directly before a contraction."""
     x, scale, zero_point = values
-    assert isinstance(scale, np.ndarray)
-    assert isinstance(zero_point, np.ndarray)
     shape = equation.invars[0].aval.shape
-    grid = Grid(scale, zero_point, equation.params["low"], equation.params["high"])
+    grid = Grid(np.asarray(scale), np.asarray(zero_point), equation.params["low"], equation.params["high"])
 
     def make(layout: Layout) -> str:
-        scales, attributes = _parameters(b, grid, shape, layout, "")
+        *arrays, attributes = _arranged(grid, shape, layout)
+        scales = [b.constant(array) for array in arrays]
         name = _saturated(b, b.named(x, layout), grid, layout) if grid.clips else b.named(x, layout)
         return b.node("DequantizeLinear", b.node("QuantizeLinear", name, *scales, **attributes), *scales, **attributes)
 
@@ -66,39 +65,40 @@ def quantize_linear(b: Builder, equation: Any, values: list[Value]) -> Value:
 
 def dequantize_linear(b: Builder, equation: Any, values: list[Value]) -> Value:
     """Codes as an initializer, transposed here, and the node that reads them."""
-    codes, scale, zero_point = values
-    assert all(isinstance(value, np.ndarray) for value in values)
-    grid, name = Grid(scale, zero_point, 0, 0), equation.params["name"]  # type: ignore[arg-type]
+    codes, scale, zero_point = map(np.asarray, values)
+    grid, name = Grid(scale, zero_point, 0, 0), equation.params["name"]
 
     def make(layout: Layout) -> str:
-        b.name_array(codes, f"{name}/codes")  # type: ignore[arg-type]
-        scales, attributes = _parameters(b, grid, codes.shape, layout, name)  # type: ignore[union-attr]
-        return b.node("DequantizeLinear", b.named(codes, layout), *scales, **attributes)
+        laid = codes.transpose(layout)
+        *arrays, attributes = _arranged(grid, codes.shape, layout)
+        # ONNX Runtime 1.31 joins blocks of 8 bits to a MatMul of quantized data, and fails then: a Reshape is between.
+        split = "block_size" in attributes and jnp.iinfo(codes.dtype).bits == 8
+        if split:
+            axis, size = attributes["axis"], attributes["block_size"]
+            laid = laid.reshape(*laid.shape[:axis], -1, size, *laid.shape[axis + 1 :])
+            arrays = [np.expand_dims(array, axis + 1) for array in arrays]
+            attributes = {"axis": axis + 1, "block_size": size}
+        parts = zip((laid, *arrays), ("codes", "scale", "zero_point"))
+        inputs = [b.constant(array, name=f"{name}/{part}") for array, part in parts]
+        values = b.node("DequantizeLinear", *inputs, **attributes)
+        return b.reshape(values, [codes.shape[axis] for axis in layout]) if split else values
 
-    return Lazy(make, plain(codes.ndim))  # type: ignore[union-attr]
+    return Lazy(make, plain(codes.ndim))
 
 
-def _parameters(
-    b: Builder, grid: Grid, shape: tuple[Any, ...], layout: Layout, name: str
-) -> tuple[list[str], dict[str, int]]:
-    """The names of scale and zero-point, and the attributes that say which axis they vary along."""
+def _arranged(grid: Grid, shape: tuple[Any, ...], layout: Layout) -> tuple[Any, ...]:
+    """Scale and zero-point in the layout, and the attributes that say which axis they vary along."""
     have = grid.scale.shape
-    arrays: list[np.ndarray]
-    attributes: dict[str, int]
     vary = [axis for axis, size in enumerate(have) if size != 1]
     if not vary:
-        arrays, attributes = [np.reshape(array, ()) for array in grid[:2]], {}
-    elif len(vary) == 1 and have[vary[0]] == shape[vary[0]]:
-        arrays, attributes = [np.reshape(array, -1) for array in grid[:2]], {"axis": layout.index(vary[0])}
-    else:  # one for every block along an axis, and for every index of the others
-        axis = _block_axis(have, shape)
-        full = [have[i] if i == axis else size for i, size in enumerate(shape)]
-        arrays = [np.broadcast_to(array, full).transpose(layout) for array in grid[:2]]
-        attributes = {"axis": layout.index(axis), "block_size": shape[axis] // have[axis]}
-    if name:
-        for array, part in zip(arrays, ("scale", "zero_point")):
-            b.name_array(array, f"{name}/{part}")
-    return [b.constant(array) for array in arrays], attributes
+        return grid.scale.reshape(()), grid.zero_point.reshape(()), {}
+    if len(vary) == 1 and have[vary[0]] == shape[vary[0]]:
+        return grid.scale.reshape(-1), grid.zero_point.reshape(-1), {"axis": layout.index(vary[0])}
+    # One for every block along an axis, and for every index of the others.
+    axis = _block_axis(have, shape)
+    full = [have[i] if i == axis else size for i, size in enumerate(shape)]
+    scale, zero_point = (np.broadcast_to(array, full).transpose(layout) for array in grid[:2])
+    return scale, zero_point, {"axis": layout.index(axis), "block_size": shape[axis] // have[axis]}
 
 
 def _block_axis(have: tuple[int, ...], shape: tuple[int, ...]) -> int:
