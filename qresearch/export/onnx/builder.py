@@ -86,21 +86,22 @@ class Builder:
         self._kept.append(array)
         self.names[id(array)] = name
 
-    def constant(self, array: np.ndarray, layout: Layout | None = None, name: str = "constant") -> str:
-        """The name of an initializer with these values, its axes in the order of the layout; equal ones share one.
-
-        name: what it is called, if the array has no name of its own.
-        """
-        hint = self.names.get(id(array), name)
-        if layout is not None and layout != plain(array.ndim):
-            array = array.transpose(layout)
-        array = np.ascontiguousarray(array).reshape(array.shape)  # ascontiguousarray makes a scalar a vector
+    def constant(self, array: np.ndarray, layout: Layout | None = None) -> str:
+        """The name of an initializer with these values, its axes in the order of the layout; equal ones share one."""
+        name = self.names.get(id(array), "constant")
+        array = array if layout is None else array.transpose(layout)
         key = (array.dtype, array.shape, array.tobytes())
         if key not in self._known:
-            name = self.fresh(hint) if hint == "constant" or hint in self.initializers else hint
-            self.initializers[name] = import_onnx().numpy_helper.from_array(array, name)
-            self._known[key] = name
+            self._known[key] = self.initializer(array, name)
         return self._known[key]
+
+    def initializer(self, array: np.ndarray, name: str) -> str:
+        """The name of an initializer that nothing else shares."""
+        if name == "constant" or name in self.initializers:
+            name = self.fresh(name)
+        array = np.ascontiguousarray(array).reshape(array.shape)  # ascontiguousarray makes a scalar a vector
+        self.initializers[name] = import_onnx().numpy_helper.from_array(array, name)
+        return name
 
     def integers(self, values: Sequence[int]) -> str:
         """A constant of shapes or axes."""
@@ -121,12 +122,13 @@ class Builder:
             return value.name
         return self.node("Transpose", value.name, perm=[value.layout.index(axis) for axis in layout])
 
-    def multiple(self, dimension: Any) -> int:
-        """How many times the batch a symbolic dimension is."""
-        factor = dimension // self.batch
-        if not isinstance(factor, int) or factor * self.batch != dimension:
-            raise GraphError(f"a dimension of {dimension} is no multiple of the batch: export with a fixed batch")
-        return factor
+    def dimension(self, size: Any) -> str:
+        """The name of an int64 vector of one element: a symbolic dimension, which must be a multiple of the batch."""
+        factor = size // self.batch
+        if not isinstance(factor, int) or factor * self.batch != size:
+            raise GraphError(f"a dimension of {size} is no multiple of the batch: export with a fixed batch")
+        batch = self.node("Shape", self.batch_source, start=0, end=1)
+        return batch if factor == 1 else self.node("Mul", batch, self.integers([factor]))
 
     def shape(self, dimensions: Sequence[Any]) -> str:
         """The name of an int64 vector with these dimensions, some of which may be multiples of the batch."""
@@ -137,8 +139,7 @@ class Builder:
             if isinstance(size, int | np.integer):
                 parts.append(self.integers([int(size)]))
                 continue
-            factor, batch = self.multiple(size), self.node("Shape", self.batch_source, start=0, end=1)
-            parts.append(batch if factor == 1 else self.node("Mul", batch, self.integers([factor])))
+            parts.append(self.dimension(size))
         return self.node("Concat", *parts, axis=0)
 
     def reshape(self, name: str, dimensions: Sequence[Any]) -> str:

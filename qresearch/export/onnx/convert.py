@@ -17,7 +17,11 @@ from qresearch.export.onnx.elementwise import tensor_type
 from qresearch.export.onnx.packages import import_onnx
 from qresearch.export.onnx.stored import DEQUANTIZE, QUANTIZE, dequantize_linear, quantize_linear
 
+DIMENSION = "dim_as_value"
 OPSET, IR_VERSION = 21, 10  # the first with int4, and the newest that ONNX Runtime 1.24 to 1.31 all read
+
+# What tracing raises where a function needs to know the number of examples.
+UNTRACEABLE = (TypeError, ValueError, GraphError, jax.errors.JAXTypeError, jax.errors.InconclusiveDimensionOperation)
 
 Primitive = Callable[[Builder, Any, list[Value]], Value | list[Value]]
 
@@ -32,6 +36,7 @@ PRIMITIVES: dict[str, Primitive] = {
     "erfc": elementwise.erfc,
     "log1p": elementwise.log1p,
     "exp2": elementwise.exp2,
+    "rem": elementwise.remainder,
     "round": elementwise.round_half_even,
     "clamp": elementwise.clamp,
     "select_n": elementwise.select,
@@ -42,6 +47,7 @@ PRIMITIVES: dict[str, Primitive] = {
     "transpose": shapes.transpose,
     "reshape": shapes.reshape,
     "broadcast_in_dim": shapes.broadcast,
+    DIMENSION: shapes.dimension,
     "squeeze": shapes.squeeze,
     "slice": shapes.slice_,
     "pad": shapes.pad,
@@ -99,7 +105,7 @@ def trace_batch(fn: Callable[[Any], Any], x: Any, batch: int | None = None) -> T
     (symbol,) = jax.export.symbolic_shape("batch")
     try:
         return _trace(fn, x, symbol, "")
-    except (TypeError, ValueError, ArithmeticError, GraphError, jax.errors.JAXTypeError) as error:
+    except UNTRACEABLE as error:
         reason = f"the function cannot be traced for any number ({str(error).splitlines()[0]})"
         return _trace(fn, x, int(jax.tree.leaves(x)[0].shape[0]), reason)
 
@@ -127,40 +133,40 @@ def convert(traced: Traced, arrays: Mapping[str, Any], metadata: Mapping[str, st
     return _model(b, traced, dict(metadata))
 
 
-def _run(b: Builder, jaxpr: Any, consts: Sequence[Value], arguments: Sequence[Value]) -> list[Value]:
+def _run(b: Builder, jaxpr: Any, consts: Sequence[Value], arguments: Sequence[Value], where: str = "") -> list[Value]:
+    """where: the source line of the call of this function, for equations that only JAX's own lines know."""
     values: dict[Any, Value] = dict(zip(jaxpr.invars, arguments)) | dict(zip(jaxpr.constvars, consts))
 
     def read(atom: Any) -> Value:
         return np.asarray(atom.val, atom.aval.dtype) if is_literal(atom) else values[atom]
 
     for equation in jaxpr.eqns:
-        found = _equation(b, equation, [read(atom) for atom in equation.invars])
+        found = _equation(b, equation, [read(atom) for atom in equation.invars], where)
         values.update((v, value) for v, value in zip(equation.outvars, found) if not is_dropped(v))
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _equation(b: Builder, equation: Any, inputs: list[Value]) -> Sequence[Value]:
-    name = equation.primitive.name
+def _equation(b: Builder, equation: Any, inputs: list[Value], where: str) -> Sequence[Value]:
+    name, where = equation.primitive.name, source_info_util.summarize(equation.source_info) or where
     if name in INLINED:
         inner, consts = open_jaxpr(equation.params[INLINED[name]])
-        return _run(b, inner, [np.asarray(const) for const in consts], inputs)
+        return _run(b, inner, [np.asarray(const) for const in consts], inputs, where)
     if _is_constant(equation, inputs):
         return [np.asarray(output) for output in evaluate_equation(equation, inputs)]
-    where = f"({source_info_util.summarize(equation.source_info)})"
     if name not in PRIMITIVES:
         raise GraphError(
-            f"export to ONNX: primitive '{name}' {where} has no operator here{did_you_mean(name, PRIMITIVES)}"
+            f"export to ONNX: primitive '{name}' ({where}) has no operator here{did_you_mean(name, PRIMITIVES)}"
         )
     try:
         found = PRIMITIVES[name](b, equation, inputs)
     except GraphError as error:
-        raise GraphError(f"export to ONNX: {error} {where}") from None
+        raise GraphError(f"export to ONNX: {error} ({where})") from None
     return found if isinstance(found, list) else [found]
 
 
 def _is_constant(equation: Any, inputs: Sequence[Value]) -> bool:
     """Whether an equation can be computed now: it depends on no input, and its shapes not on the batch."""
-    if equation.primitive.name in (QUANTIZE, DEQUANTIZE):
+    if equation.primitive.name in (QUANTIZE, DEQUANTIZE, DIMENSION):
         return False
     sizes = [size for atom in equation.outvars for size in atom.aval.shape]
     return all(isinstance(value, np.ndarray) for value in inputs) and all(isinstance(size, int) for size in sizes)

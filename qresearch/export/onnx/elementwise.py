@@ -100,6 +100,11 @@ def exp2(b: Builder, equation: Any, values: list[Value]) -> Value:
     return _write(b, equation, [np.full((), 2, equation.invars[0].aval.dtype), values[0]], "Pow")
 
 
+def remainder(b: Builder, equation: Any, values: list[Value]) -> Value:
+    """Of the sign of the dividend."""
+    return _write(b, equation, values, "Mod", fmod=1)
+
+
 def round_half_even(b: Builder, equation: Any, values: list[Value]) -> Value:
     """ONNX's Round is half to even; the other rounding of ``lax.round`` has no operator."""
     if int(equation.params["rounding_method"]) != 1:

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from qresearch.errors import GraphError
 from qresearch.export.onnx.convert import convert, trace_batch
+from qresearch.export.onnx.files import SESSION_OPTIONS
 from qresearch.export.onnx.grids import OnGrid, data_grid, kernel_grid
 from qresearch.export.onnx.stored import Grid, dequantized, quantized
 from qresearch.frozen import Frozen, FrozenLayer, run_frozen
@@ -27,8 +29,11 @@ REDUCED_BITS = 7
 
 
 class Operand(NamedTuple):
-    """How one operand of a layer is written. container: INT4, UINT8, ..., "float" as in the model, "decoded" (a kernel
-    stored in float, though quantized) or "computed" (fake-quantized in float operations). note: why, or what differs.
+    """How one operand of a layer is written. note: why, or what differs from the simulation.
+
+    container: "INT4", "UINT8", ... for codes; "float" for what is not quantized, or cannot be there; "decoded" for a
+    kernel whose codes have no uniform grid, stored as their values; "computed" for data that is fake-quantized in float
+    operations.
     """
 
     container: str
@@ -67,8 +72,9 @@ def export_onnx(frozen: Frozen, x: Any, batch: int | None = None) -> Exported:
 
     batch: how many examples it takes; None: any number, where the function can be traced so (``Exported.batch`` says).
     A uniform grid becomes codes in the smallest container that holds its width (``CONTAINERS``); everything else stays
-    in float operations, and ``layers`` says why. Executing it equals the frozen model's "dequantized" execution up to
-    float rounding. GraphError for a primitive that has no operator, and for layers inside a scan.
+    in float operations, and ``layers`` says why. What the model computes is what the frozen model's "dequantized"
+    execution does, up to float rounding, but for operands that ``layers`` says are left in float. GraphError for a
+    primitive that has no operator, and for layers inside a scan.
     """
     plans = {
         layer.name: (_weight(layer, unit, stored), _input(layer, unit, stored))
@@ -88,9 +94,11 @@ def export_onnx(frozen: Frozen, x: Any, batch: int | None = None) -> Exported:
         ExportedLayer(layer.name, (layer.weight_bits, layer.input_bits), *(plan.said for plan in plans[layer.name]))
         for layer in frozen.layers
     )
-    model = convert(
-        traced, frozen.arrays["params"], {"qresearch.layers": json.dumps([_plain(layer) for layer in layers])}
-    )
+    metadata = {
+        "qresearch.layers": json.dumps([_plain(layer) for layer in layers]),
+        "qresearch.session_options": json.dumps(SESSION_OPTIONS),
+    }
+    model = convert(traced, frozen.arrays["params"], metadata)
     return Exported(model, layers, traced.described)
 
 
@@ -124,8 +132,17 @@ def _planned(quantizer: Quantizer | None, qparams: Any, unit: Unit, operand: str
         return _Plan(None, Operand("float"))
     if bits == 0:
         return _Plan(None, Operand("computed", "pruned"))
-    found = data_grid(quantizer, qparams, unit.layer.contraction, operand, bits)
-    return _Plan(None, Operand("computed", found)) if isinstance(found, str) else _on_grid(found)
+    contraction = unit.layer.contraction
+    found = data_grid(quantizer, qparams, contraction, operand, bits)
+    if not isinstance(found, str):
+        return _on_grid(found)
+    shape = contraction.input_shape if operand == "input" else contraction.weight_shape
+    x = jax.ShapeDtypeStruct([size if isinstance(size, int) else 1 for size in shape], jnp.float32)
+    try:
+        convert(trace_batch(lambda x: quantizer.apply(qparams, x, jnp.float32(bits)), x), {}, {})
+    except GraphError as error:
+        return _Plan(None, Operand("float", f"left in float: {found}, and it has no form in ONNX ({error})"))
+    return _Plan(None, Operand("computed", found))
 
 
 def _on_grid(found: OnGrid) -> _Plan:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +30,7 @@ class OnnxCheck(NamedTuple):
     optimized: bool
     difference: float
     agreement: float
+    outputs: list[np.ndarray]
 
 
 def write_onnx(path: Path, model: Any) -> int:
@@ -51,7 +52,7 @@ def read_onnx(path: Path) -> bytes:
 
 def session(path: Path, optimized: bool) -> Any:
     """An ``onnxruntime.InferenceSession`` on the CPU, with ``SESSION_OPTIONS``; with all its optimizations, or none."""
-    return _session(path, optimized, SESSION_OPTIONS)
+    return make_session(read_onnx(path), optimized, SESSION_OPTIONS)
 
 
 def run_onnx(running: Any, x: Any) -> list[np.ndarray]:
@@ -86,7 +87,7 @@ def _checked(path: Path, optimized: bool, x: Any, expected: Any, bound: float, a
     pairs = list(zip(outputs, wanted, strict=True))
     differences = [np.max(np.abs(output - want)) / max(np.max(np.abs(want)), 1e-30) for output, want in pairs]
     equal = [np.mean(np.argmax(output, -1) == np.argmax(want, -1)) for output, want in pairs]
-    found = OnnxCheck(optimized, float(np.max(differences)), float(np.min(equal)))
+    found = OnnxCheck(optimized, float(np.max(differences)), float(np.min(equal)), outputs)
     # Written so that a NaN fails.
     if not (found.difference <= bound and found.agreement >= agreement):
         raise DataError(
@@ -97,8 +98,9 @@ def _checked(path: Path, optimized: bool, x: Any, expected: Any, bound: float, a
     return found
 
 
-def _session(path: Path, optimized: bool, entries: dict[str, str]) -> Any:
-    data, runtime = read_onnx(path), import_onnxruntime()
+def make_session(data: bytes, optimized: bool, entries: Mapping[str, str]) -> Any:
+    """A session of a serialized model with these session options."""
+    runtime = import_onnxruntime()
     options, levels = runtime.SessionOptions(), runtime.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
     options.log_severity_level = 3

@@ -75,18 +75,18 @@ def data_grid(quantizer: Quantizer, qparams: Any, contraction: Contraction, oper
     container = _container(low, high, zero_point, LEAST_DATA_BITS)
     if isinstance(container, str):
         return container
-    axis = next((axis for axis, size in enumerate(scale.shape) if size == 1), None)
-    if axis is None or not _rounds(quantizer, qparams, bits, (scale, zero_point, low, high), axis):
+    if scale.size > 1:  # ONNX Runtime 1.31 joins them to a MatMul as if they were one, and fails
+        return "its scales vary along what is summed, which no integer contraction can use"
+    if not _rounds(quantizer, qparams, bits, (scale, zero_point, low, high)):
         return "its codes are not x / scale rounded half to even"
     return OnGrid(Grid(scale, zero_point.astype(container), low, high), None, _held(bits, container))
 
 
-def _rounds(quantizer: Quantizer, qparams: Any, bits: int, grid: tuple[Any, ...], axis: int) -> bool:
+def _rounds(quantizer: Quantizer, qparams: Any, bits: int, grid: tuple[Any, ...]) -> bool:
     scale, zero_point, low, high = grid
-    first, last = low - zero_point.max() - 2, high - zero_point.min() + 2
-    steps = np.arange(first, last, 0.25)
+    steps = np.arange(low - zero_point.item() - 2, high - zero_point.item() + 2, 0.25)
     steps = steps[np.unique(np.linspace(0, steps.size - 1, min(steps.size, PROBES)).astype(int))].astype(np.float32)
-    x = np.moveaxis(np.multiply.outer(scale, steps), -1, axis).squeeze(axis + 1).astype(np.float32)
+    x = steps.reshape(-1, *scale.shape[1:]) * scale
     codes = quantizer.encode(qparams, jnp.asarray(x), jnp.float32(bits))
     expected = np.clip(np.round(x / scale) + zero_point, low, high)
     return np.array_equal(np.asarray(codes.scale), scale) and np.array_equal(np.asarray(codes.values), expected)

@@ -9,6 +9,7 @@ import numpy as np
 
 from qresearch.errors import GraphError
 from qresearch.export.onnx.builder import Builder, Lazy, Tensor, Value, common_layout, plain
+from qresearch.export.onnx.elementwise import tensor_type
 
 
 def transpose(b: Builder, equation: Any, values: list[Value]) -> Value:
@@ -38,6 +39,12 @@ def broadcast(b: Builder, equation: Any, values: list[Value]) -> Value:
     if any(have != want for have, want in zip(shape, new)):
         name = b.node("Expand", name, b.shape(new))
     return Tensor(name, plain(len(new)))
+
+
+def dimension(b: Builder, equation: Any, values: list[Value]) -> Value:
+    """``dim_as_value``: a number that depends on the size of the batch, as in a mean over examples."""
+    name = b.node("Squeeze", b.dimension(equation.params["dim"]))
+    return Tensor(b.node("Cast", name, to=tensor_type(equation.outvars[0].aval.dtype)), ())
 
 
 def squeeze(b: Builder, equation: Any, values: list[Value]) -> Value:
