@@ -1,1 +1,1 @@
-"""Quantized models leave the framework: files for other runtimes, checked by running them there."""
+"""What leaves the framework: stored models, ONNX, StableHLO, and allocations as other tools take them."""
