@@ -5,11 +5,14 @@ from __future__ import annotations
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import onnx
 import pytest
-from onnx_cases import LAYERS, ROUNDING, differences, draw, frozen_layer, frozen_of
+from onnx_cases import LAYERS, ROUNDING, convolution, differences, draw, frozen_layer, frozen_of
 
-from qresearch.export.onnx import export_onnx, reduced_range
+from qresearch.export.onnx import SESSION_OPTIONS, export_onnx, reduced_range
+from qresearch.export.onnx.files import make_session
 from qresearch.rules import Rule, SiteRule
 
 INPUT = SiteRule(range="minmax")
@@ -121,3 +124,51 @@ def test_a_reduced_range_leaves_seven_bits_of_weights():
     model = export_onnx(frozen, x).model
     (codes,) = [found for found in model.graph.initializer if found.name == "layer/kernel/codes"]
     assert np.abs(np.frombuffer(codes.raw_data, np.int8)).max() == 63
+
+
+def optimized_operators(frozen, x, path):
+    """What ONNX Runtime makes of an exported model."""
+    data = export_onnx(frozen, x).model.SerializeToString()
+    make_session(data, True, SESSION_OPTIONS, save=path)
+    return {node.op_type for node in onnx.load(path).graph.node}
+
+
+def two_convolutions(params, x):
+    hidden = jax.nn.relu(convolution({"layer": params["first"]}, x) + params["first"]["bias"])
+    return convolution(params, hidden)
+
+
+def test_onnx_runtime_finds_its_integer_kernels(tmp_path):
+    path = tmp_path / "optimized.onnx"
+    assert "MatMulIntegerToFloat" in optimized_operators(*frozen_layer("dense", KERNEL, INPUT, (8, 8)), path)
+    assert "MatMulNBits" in optimized_operators(*frozen_layer("dense", KERNEL, None, (4, 32)), path)
+    params = {
+        "first": {"kernel": draw(0, 3, 3, 8, 6), "bias": draw(1, 1, 1, 1, 6)},
+        "layer": {"kernel": draw(2, 3, 3, 6, 4)},
+    }
+    x = draw(3, 2, 8, 8, 8)
+    frozen = frozen_of(two_convolutions, params, x, (Rule(weight=KERNEL, input=INPUT),), (8, 8))
+    assert "QLinearConv" in optimized_operators(frozen, x, path)
+
+
+def attended(params, tokens):
+    x = jnp.take(params["tokens"]["embedding"], tokens, axis=0)
+    query, key, value = (x @ params[name]["kernel"] for name in ("query", "key", "value"))
+    return jax.nn.softmax(jnp.einsum("bqd,bkd->bqk", query, key)) @ value
+
+
+def test_products_of_data_and_look_ups():
+    params = {name: {"kernel": draw(i, 8, 8)} for i, name in enumerate(("query", "key", "value"))}
+    params["tokens"] = {"embedding": draw(5, 12, 8)}
+    tokens = np.arange(10, dtype=np.int32).reshape(2, 5) - 1
+    data = SiteRule(range="minmax")
+    rules = (Rule("embedding:*", weight=KERNEL), Rule("product:*", data, data), Rule(weight=KERNEL, input=INPUT))
+    frozen = frozen_of(attended, params, tokens, rules, (4, 8))
+    exported = export_onnx(frozen, tokens)
+    containers = {
+        layer.name.partition(":")[0]: (layer.weight.container, layer.input.container) for layer in exported.layers
+    }
+    assert containers.pop("embedding") == ("INT4", "float")
+    assert containers.pop("product") == ("INT8", "UINT8")
+    assert set(containers.values()) == {("INT4", "INT8")}
+    assert max(differences(exported.model, tokens, frozen.apply(tokens, "dequantized")).values()) <= ROUNDING

@@ -51,7 +51,7 @@ RULES = {
     "gpt": (Rule("embedding:*", weight=SITES[1]), Rule("product:*", SITES[0], SITES[0]), DEFAULT),
     "vit_tiny": (Rule("product:*", SITES[0], SITES[0]), DEFAULT),
 }
-QUICK = ("mlp", "nnx_cnn", "detector", "gpt")
+QUICK = ("mlp", "nnx_cnn")
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,10 @@ FUNCTIONS = {
     "expanded": lambda x: (
         jnp.broadcast_to(x[:, None, :1], (x.shape[0], 3, 6, 5, 4)) + jnp.zeros((x.shape[0], 1, 1, 1, 4))
     ),
+    "biases": lambda x: convolved(x) + jnp.arange(4.0)[None, None, None],
+    "no biases": lambda x: jnp.ones((1, 1, 1, 1)) + convolved(x)[..., :1] + jnp.arange(4.0)[None, None, None],
+    "a sum read twice": lambda x: (y := convolved(x)) * (y + jnp.arange(4.0)[None, None, None]),
+    "sum of two": lambda x: convolved(x) + convolved(2 * x),
     "attention": lambda x: jnp.einsum("bqhd,bkhd->bhqk", x, x[:, :3]),
     "mixed": lambda x: jnp.einsum("bhqk,bkhd->bqhd", jnp.einsum("bqhd,bkhd->bhqk", x, x), x),
     "several axes": lambda x: jnp.einsum("bijc,ijcd->bd", x[:, :3, :3], KERNEL),
@@ -113,6 +117,15 @@ def test_what_has_no_form_is_one_line_with_its_source(name):
         convert(trace_batch(function, draw(1, 3, 6), batch=3), {}, {})
     assert "\n" not in str(caught.value)
     assert "test_onnx_primitives.py" in str(caught.value)
+
+
+def operators(function):
+    return [node.op_type for node in convert(trace_batch(function, draw(1, 3, 6, 5, 4)), {}, {}).graph.node]
+
+
+def test_a_bias_joins_its_convolution_and_no_transposition_is_left_between_two():
+    assert operators(FUNCTIONS["biases"]) == ["Transpose", "Conv", "Transpose", "Identity"]
+    assert operators(lambda x: convolved(jax.nn.relu(FUNCTIONS["biases"](x)) * 2)).count("Transpose") == 2
 
 
 def test_a_function_that_needs_a_number_of_examples_gets_one():

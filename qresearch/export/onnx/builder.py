@@ -54,6 +54,7 @@ class Builder:
     batch_source: str = ""
     nodes: list[Any] = field(default_factory=list)
     initializers: dict[str, Any] = field(default_factory=dict)
+    channels: dict[str, int] = field(default_factory=dict)  # that convolutions give, by the names of their outputs
     names: dict[int, str] = field(default_factory=dict)  # what arrays are called, by their id
     _kept: list[Any] = field(default_factory=list)  # so that no id is used twice
     _known: dict[Any, str] = field(default_factory=dict)  # what was written before, and need not be again

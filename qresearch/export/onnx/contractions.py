@@ -71,6 +71,7 @@ def convolution(b: Builder, equation: Any, values: list[Value]) -> Value:
         pads=[int(size) for size in (*low, *high)],
         group=params["feature_group_count"],
     )
+    b.channels[name] = equation.outvars[0].aval.shape[numbers.out_spec[1]]
     return Tensor(name, tuple(numbers.out_spec))
 
 

@@ -12,10 +12,11 @@ from jax.extend import source_info_util
 from qresearch.compat import evaluate_equation, is_dropped, is_literal, open_jaxpr
 from qresearch.errors import GraphError, did_you_mean
 from qresearch.export.onnx import contractions, elementwise, shapes
+from qresearch.export.onnx.biases import join_biases
 from qresearch.export.onnx.builder import Builder, Tensor, Value, plain
 from qresearch.export.onnx.elementwise import tensor_type
+from qresearch.export.onnx.linear import DEQUANTIZE, QUANTIZE, dequantize_linear, quantize_linear
 from qresearch.export.onnx.packages import import_onnx
-from qresearch.export.onnx.stored import DEQUANTIZE, QUANTIZE, dequantize_linear, quantize_linear
 
 DIMENSION = "dim_as_value"
 OPSET, IR_VERSION = 21, 10  # the first with int4, and the newest that ONNX Runtime 1.24 to 1.31 all read
@@ -188,7 +189,7 @@ def _names(base: str, tree: Any) -> dict[str, Any]:
 
 def _model(b: Builder, traced: Traced, metadata: dict[str, str]) -> Any:
     onnx = import_onnx()
-    nodes = _needed(b.nodes, set(traced.outputs))
+    nodes = join_biases(b, _needed(b.nodes, set(traced.outputs)))
     read = {name for node in nodes for name in node.input}
     graph = onnx.helper.make_graph(
         nodes,

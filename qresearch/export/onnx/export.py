@@ -14,7 +14,7 @@ from qresearch.errors import GraphError
 from qresearch.export.onnx.convert import convert, trace_batch
 from qresearch.export.onnx.files import SESSION_OPTIONS
 from qresearch.export.onnx.grids import OnGrid, data_grid, kernel_grid
-from qresearch.export.onnx.stored import Grid, dequantized, quantized
+from qresearch.export.onnx.linear import Grid, dequantized, quantized
 from qresearch.frozen import Frozen, FrozenLayer, run_frozen
 from qresearch.frozen.model import Stored
 from qresearch.graph import Call

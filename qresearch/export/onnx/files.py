@@ -98,12 +98,14 @@ def _checked(path: Path, optimized: bool, x: Any, expected: Any, bound: float, a
     return found
 
 
-def make_session(data: bytes, optimized: bool, entries: Mapping[str, str]) -> Any:
-    """A session of a serialized model with these session options."""
+def make_session(data: bytes, optimized: bool, entries: Mapping[str, str], save: Path | None = None) -> Any:
+    """A session of a serialized model with these session options. save: where to write what it makes of the model."""
     runtime = import_onnxruntime()
     options, levels = runtime.SessionOptions(), runtime.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
     options.log_severity_level = 3
+    if save is not None:
+        options.optimized_model_filepath = str(save)
     for name, value in entries.items():
         options.add_session_config_entry(name, value)
     return runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])

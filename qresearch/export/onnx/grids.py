@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from qresearch.export.onnx.stored import Grid
+from qresearch.export.onnx.linear import Grid
 from qresearch.frozen.layer import code_ends
 from qresearch.graph import Contraction
 from qresearch.numerics.packing import QTensor, from_qtensor
