@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 from jax._src import xla_bridge
+from jax._src.interpreters import partial_eval
 from jax.extend import core
 
 
@@ -44,6 +45,12 @@ def evaluate_equation(equation: Any, values: Sequence[Any]) -> list[Any]:
     for i, output in zip(kept, outputs):
         results[i] = output
     return results
+
+
+def used_inputs(closed: Any) -> list[bool]:
+    """Which inputs of a traced function its outputs depend on, through scans and other inner jaxprs too."""
+    jaxpr, _ = open_jaxpr(closed)
+    return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[1]
 
 
 def stay_on_cpu() -> None:

@@ -142,11 +142,11 @@ def fake_quantize(unit: Unit, operand: str, x: Array, call: Call) -> Array:
     if key is not None:  # one stream per operand, per use of a shared kernel and per scan iteration
         use = int(call.site.base.partition("#")[2] or 1)
         key = jax.random.fold_in(jax.random.fold_in(key, 2 * use + column), call.index)
-    view = _at_rank(x, rank)
+    view = at_rank(x, rank)
     return quantizer.apply(call.state["qparams"][operand], view, call.state["bits"][column], key=key).reshape(x.shape)
 
 
-def _at_rank(x: Array, rank: int) -> Array:
+def at_rank(x: Array, rank: int) -> Array:
     """x with leading axes added or merged: qparams have the rank of the first use, and another use may have fewer or
     more batch axes.
     """

@@ -34,6 +34,7 @@ LAYERS = {
         "prequantized",
         "prefixes",
         "population",
+        "frozen",
         "sensitivities",
         "ptq",
     ),

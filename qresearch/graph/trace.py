@@ -60,7 +60,7 @@ def trace(fn: Function, params: Any, x: Any) -> Graph:
 
     macs of a layer are per example: per unit of the leading axis of x's first array.
     """
-    paths = _paths(params)
+    paths = parameter_paths(params)
     # Of shapes alone, and without the mesh of the program in which this is asked for: others run the graph too.
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
         closed, shape = jax.make_jaxpr(fn, return_shape=True)(*jax.tree.map(_shape, (params, x)))
@@ -141,7 +141,7 @@ def _examples(x: Any) -> int:
     return max(next((shape[0] for shape in shapes if shape), 1), 1)
 
 
-def _paths(params: Any) -> list[str]:
+def parameter_paths(params: Any) -> list[str]:
     """``params/Conv_0/kernel`` for every leaf. GraphError if two leaves have one name, or names hold our marks."""
     keys = [path for path, _ in jax.tree.leaves_with_path(params)]
     siblings = collections.Counter(path[:-1] for path in keys)

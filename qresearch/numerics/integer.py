@@ -7,16 +7,19 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from qresearch.errors import GraphError
 from qresearch.numerics.codes import Codes
+from qresearch.numerics.fixed_point import Rescale, float_rescale
 
 Axes = tuple[int, ...]
 DimensionNumbers = tuple[tuple[Axes, Axes], tuple[Axes, Axes]]  # as lax.dot_general: contracting pairs, batch pairs
 
 
-def integer_dot(lhs: Codes, rhs: Codes, dimension_numbers: DimensionNumbers) -> Float[Array, "..."]:
+def integer_dot(
+    lhs: Codes, rhs: Codes, dimension_numbers: DimensionNumbers, rescale: Rescale = float_rescale
+) -> Float[Array, "..."]:
     """``lax.dot_general`` of two quantized tensors: int8 products summed in int32, then scaled, in float32.
 
     sum (a - za) (b - zb) = sum a b - za sum b - zb sum a + n za zb, times sa sb. int32 holds four times that sum, since
@@ -24,14 +27,16 @@ def integer_dot(lhs: Codes, rhs: Codes, dimension_numbers: DimensionNumbers) -> 
     codes have the dtype int8 or uint8 (``narrow``, ``from_qtensor``). An axis that is summed over and along which a
     scale varies is summed after the scaling: so are the groups of ``per_group``, for which the other operand and the
     dimension numbers are split too (``split_axis``, ``split_dimension_numbers``). No sum overflows below 2^13 products,
-    whatever the codes.
+    whatever the codes. rescale: from the sum to values, one of ``RESCALES``.
     """
-    return _dot(lhs, rhs, dimension_numbers, _integer_dot)
+    return _dot(lhs, rhs, dimension_numbers, _integer_dot, rescale)
 
 
-def simulated_dot(lhs: Codes, rhs: Codes, dimension_numbers: DimensionNumbers) -> Float[Array, "..."]:
+def simulated_dot(
+    lhs: Codes, rhs: Codes, dimension_numbers: DimensionNumbers, rescale: Rescale = float_rescale
+) -> Float[Array, "..."]:
     """The same with the codes held in float32: equal bit for bit while no sum of |products| exceeds 2^24."""
-    return _dot(lhs, rhs, dimension_numbers, _float_dot)
+    return _dot(lhs, rhs, dimension_numbers, _float_dot, rescale)
 
 
 def split_axis(codes: Codes, axis: int, size: int) -> Codes:
@@ -87,18 +92,17 @@ def _twice_zero_point(codes: Codes) -> Array:
     return jnp.round(twice)
 
 
-def from_quarters(total: Array) -> Array:
-    """A sum of products of halves that int32 holds four times, in float32; exact up to 2^24 quarters."""
-    return 0.25 * total.astype(jnp.float32)
-
-
-def rescale(total: Array, lhs_scale: Array, rhs_scale: Array) -> Array:
-    """The one way from a sum of code products to values, so that integers and their simulation agree to the bit."""
-    return total * (lhs_scale * rhs_scale)
+def in_quarters(total: Float[Array, "..."]) -> Int[Array, "..."]:
+    """A sum of products of halves, held in float32, as int32 holds it four times."""
+    return (4.0 * total).astype(jnp.int32)
 
 
 def _dot(
-    lhs: Codes, rhs: Codes, numbers: DimensionNumbers, accumulate: Callable[[Codes, Codes, DimensionNumbers], Array]
+    lhs: Codes,
+    rhs: Codes,
+    numbers: DimensionNumbers,
+    accumulate: Callable[[Codes, Codes, DimensionNumbers], Array],
+    rescale: Rescale,
 ) -> Array:
     (left, right), (left_batch, right_batch) = numbers
     varies = [_varies(lhs, i) or _varies(rhs, j) for i, j in zip(left, right)]
@@ -106,7 +110,8 @@ def _dot(
     outer = [pair for pair, late in zip(zip(left, right), varies) if late]  # batch axes until they are summed, scaled
     batch = [*zip(left_batch, right_batch), *outer]
     numbers = (_unzip(inner), _unzip(batch))
-    scaled = rescale(accumulate(lhs, rhs, numbers), *_to_output(lhs.scale, rhs.scale, numbers))
+    lhs_scale, rhs_scale = _to_output(lhs.scale, rhs.scale, numbers)
+    scaled = rescale(accumulate(lhs, rhs, numbers), lhs_scale * rhs_scale)
     return jnp.sum(scaled, axis=tuple(range(len(left_batch), len(batch)))) if outer else scaled
 
 
@@ -122,12 +127,12 @@ def _integer_dot(lhs: Codes, rhs: Codes, numbers: DimensionNumbers) -> Array:
     b_sums = jnp.sum(b, axis=right, keepdims=True, dtype=jnp.int32)
     (a_sums, b_sums), (za, zb) = _to_output(a_sums, b_sums, numbers), _to_output(za, zb, numbers)
     products = math.prod(a.shape[axis] for axis in left)
-    return from_quarters(4 * total - 2 * za * b_sums - 2 * zb * a_sums + products * (za * zb))
+    return 4 * total - 2 * za * b_sums - 2 * zb * a_sums + products * (za * zb)
 
 
 def _float_dot(lhs: Codes, rhs: Codes, numbers: DimensionNumbers) -> Array:
     # HIGHEST: by default a GPU may round the codes to TF32.
-    return jax.lax.dot_general(centred(lhs), centred(rhs), numbers, precision=jax.lax.Precision.HIGHEST)
+    return in_quarters(jax.lax.dot_general(centred(lhs), centred(rhs), numbers, precision=jax.lax.Precision.HIGHEST))
 
 
 def _to_output(lhs: Array, rhs: Array, numbers: DimensionNumbers) -> tuple[Array, Array]:

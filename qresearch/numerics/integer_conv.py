@@ -13,7 +13,8 @@ from jaxtyping import Array, Float
 
 from qresearch.errors import GraphError
 from qresearch.numerics.codes import Codes
-from qresearch.numerics.integer import as_int8, centred, from_quarters, rescale
+from qresearch.numerics.fixed_point import Rescale, float_rescale
+from qresearch.numerics.integer import as_int8, centred, in_quarters
 
 
 class Convolution(NamedTuple):
@@ -27,7 +28,9 @@ class Convolution(NamedTuple):
     feature_group_count: int = 1
 
 
-def integer_conv(lhs: Codes, rhs: Codes, convolution: Convolution) -> Float[Array, "..."]:
+def integer_conv(
+    lhs: Codes, rhs: Codes, convolution: Convolution, rescale: Rescale = float_rescale
+) -> Float[Array, "..."]:
     """``lax.conv_general_dilated`` of a quantized input ``lhs`` and kernel ``rhs``: int8 summed in int32, then scaled.
 
     Padding and the gaps of a dilated input hold the value 0, that is the code zero_point. They take part in no sum, so
@@ -44,14 +47,23 @@ def integer_conv(lhs: Codes, rhs: Codes, convolution: Convolution) -> Float[Arra
     za, zb = _in_output(za, zb, numbers)
     total = 4 * convolve(a, b) - 2 * za * convolve(ones_a, b)
     total = total - 2 * zb * for_channels(convolve(a, ones_b)) + za * zb * for_channels(convolve(ones_a, ones_b))
-    return rescale(from_quarters(total), *_in_output(lhs.scale, rhs.scale, numbers))
+    return _rescaled(total, lhs, rhs, numbers, rescale)
 
 
-def simulated_conv(lhs: Codes, rhs: Codes, convolution: Convolution) -> Float[Array, "..."]:
+def simulated_conv(
+    lhs: Codes, rhs: Codes, convolution: Convolution, rescale: Rescale = float_rescale
+) -> Float[Array, "..."]:
     """The same with the codes held in float32: equal bit for bit while no sum of |products| exceeds 2^24."""
     numbers = _conv_numbers(lhs, rhs, convolution)
     total = _convolve(convolution, numbers, jnp.float32, centred(lhs), centred(rhs))
-    return rescale(total, *_in_output(lhs.scale, rhs.scale, numbers))
+    return _rescaled(in_quarters(total), lhs, rhs, numbers, rescale)
+
+
+def _rescaled(
+    quarters: Array, lhs: Codes, rhs: Codes, numbers: jax.lax.ConvDimensionNumbers, rescale: Rescale
+) -> Array:
+    lhs_scale, rhs_scale = _in_output(lhs.scale, rhs.scale, numbers)
+    return rescale(quarters, lhs_scale * rhs_scale)
 
 
 def _conv_numbers(lhs: Codes, rhs: Codes, convolution: Convolution) -> jax.lax.ConvDimensionNumbers:
