@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -32,7 +32,8 @@ class QuantizedModel:
     """``fn(params, x)`` with quantized layers. Bits are traced: one compiled ``apply`` serves every allocation.
 
     units: the layers with their quantizers. unassigned: contractions that are not layers, and why. rules: what it was
-    built with. The float model's params are used unchanged. Build with ``quantize_model``.
+    built with. negative: (layer, "input" or "weight") of the data operands that were seen to take negative values. The
+    float model's params are used unchanged. Build with ``quantize_model``.
     """
 
     fn: Function
@@ -40,6 +41,7 @@ class QuantizedModel:
     unassigned: tuple[Unassigned, ...]
     rules: tuple[Rule, ...]
     graphs: dict[Any, Graph] = field(repr=False)
+    negative: frozenset[tuple[str, str]] = frozenset()
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -164,13 +166,20 @@ def quantize_model(fn: Function, params: Params, x: Any, rules: Sequence[Rule] =
     return _build(fn, arguments, rules, negative)
 
 
-def sketch_model(fn: Function, params: Params, x: Any, rules: Sequence[Rule] = (Rule(),)) -> QuantizedModel:
-    """``quantize_model`` without looking at values, for layers, menus and costs: undecided inputs are taken as
-    unsigned.
+def sketch_model(
+    fn: Function,
+    params: Params,
+    x: Any,
+    rules: Sequence[Rule] = (Rule(),),
+    negative: Collection[tuple[str, str]] = (),
+) -> QuantizedModel:
+    """``quantize_model`` without looking at values, for layers, menus and costs, or for a model that is stored.
+
+    negative: the operands that take negative values (``QuantizedModel.negative``); other undecided ones are unsigned.
     """
     rules, arguments = tuple(rules), _Abstract((params, x))
     _refuse(_trace_once(fn, arguments, rules), rules)
-    return _build(fn, arguments, rules, frozenset())
+    return _build(fn, arguments, rules, frozenset(negative))
 
 
 class _Abstract:
@@ -216,7 +225,7 @@ def _build(
         why = "".join(f"; {found.name} ({found.source}): {found.reason}" for found in graph.unassigned[:1])
         raise GraphError(f"the function has no layers: no contraction has a kernel from params{why}")
     units = build_units(graph.layers, _assign(rules, graph), negative)
-    return QuantizedModel(fn, units, graph.unassigned, rules, {arguments.signature: graph})
+    return QuantizedModel(fn, units, graph.unassigned, rules, {arguments.signature: graph}, negative)
 
 
 @functools.lru_cache(maxsize=64)
@@ -230,7 +239,7 @@ def _twin(model: QuantizedModel, fn: Function, arguments: _Abstract) -> Quantize
     more = sorted(layer.name for layer in graph.layers if layer.parameter in kernels and layer.name not in known)
     if more:
         raise GraphError(f"the other function also uses {more}, which would stay in float; it must use them as often")
-    return QuantizedModel(fn, model.units, graph.unassigned, model.rules, {arguments.signature: graph})
+    return replace(model, fn=fn, unassigned=graph.unassigned, graphs={arguments.signature: graph})
 
 
 def _assign(rules: Sequence[Rule], graph: Graph) -> dict[str, Rule]:

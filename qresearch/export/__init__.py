@@ -1,1 +1,1 @@
-"""What leaves the framework: frozen models as files of other tools, and the proof that all of them agree."""
+"""What leaves the framework: stored models, ONNX, StableHLO, and allocations as other tools take them."""

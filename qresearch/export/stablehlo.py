@@ -64,7 +64,7 @@ def export_program(
 
 
 def save_program(path: Path, program: Program, facts: Mapping[str, Any]) -> None:
-    """Writes the program to ``path``, and beside it, with ``.json`` after its name, the facts and the sha256 of both."""
+    """Writes the program to ``path``, and beside it (``.json`` after its name) the facts and the sha256 of it all."""
     data = bytes(program.exported.serialize())
     make_folder(path.parent)
     write_bytes(path, data)
