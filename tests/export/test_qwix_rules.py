@@ -28,14 +28,15 @@ TOKENS = SiteRule("dynamic", "per_token", signed=True)
 def quantized(module, rules, bits, methods=()):
     """(model, params, qparams, bits, x) of an untrained network on real digits; bits: pairs, or one for all."""
     data = DATASETS["digits"](None)
-    x = jnp.asarray(data.prepare(data.train.inputs[:64]))
+    # Pixels are sixteenths, of which many lie halfway between two codes: one unit in the last place would decide.
+    x = jnp.asarray(data.prepare(data.train.inputs[:16])) + jax.random.uniform(jax.random.key(1), (16, 8, 8, 1)) / 64
     float_model = from_linen(module)
     params = jax.jit(float_model.init)(jax.random.key(0), x)
     model = quantize_model(float_model.apply, params, x, rules)
     rows = jnp.asarray(np.broadcast_to(np.asarray(bits, np.float32), (len(model.layers), 2)))
     qparams = select(calibrate(model, params, x, sorted({int(b) for b in rows.reshape(-1) if 0 < b < 32})), rows)
     if methods:
-        targets, loss = jnp.asarray(data.train.targets[:64]), TASKS["classification"].loss
+        targets, loss = jnp.asarray(data.train.targets[:16]), TASKS["classification"].loss
         state = Quantized(model, params, qparams, rows, x, targets, loss, float_model.apply_train)
         for method in make_methods([(name, {}) for name in methods]):
             state = method(state, jax.random.key(0))
@@ -50,12 +51,16 @@ def differences(module, rules, bits, methods=()):
 
 # ---- Against Qwix itself
 
-MIXED_MLP = ((8, 8), (4, 8), (3, 4))
-MIXED_CNN = ((8, 8), (4, 4), (8, 8), (4, 4), (4, 8), (32, 32))
+MIXED_MLP, ALL_MLP = ((8, 8), (4, 8), (3, 8)), ((8, 8), (4, 8), (3, 4))
+MIXED_CNN, ALL_CNN = (
+    ((8, 8), (32, 32), (8, 8), (8, 8), (4, 8), (32, 32)),
+    ((8, 8), (4, 4), (8, 8), (8, 8), (4, 8), (32, 32)),
+)
 CASES = {
     "mlp W8A8": (MLP, Rule("*", CHANNELS, TENSOR, MENU), (8, 8)),
     "mlp W4A4": (MLP, Rule("*", CHANNELS, TENSOR, MENU), (4, 4)),
     "mlp mixed": (MLP, Rule("*", CHANNELS, TENSOR, MENU), MIXED_MLP),
+    "mlp mixed, with W3A4": (MLP, Rule("*", CHANNELS, TENSOR, MENU), ALL_MLP),
     "mlp W4 alone": (MLP, Rule("*", CHANNELS, None, MENU), (4, 32)),
     "mlp W4 in groups": (
         MLP,
@@ -66,6 +71,7 @@ CASES = {
     "mlp LSQ W4A8": (MLP, Rule("*", SiteRule("lsq"), SiteRule("lsq"), MENU), (4, 8)),
     "cnn W8A8": (DigitsCNN, Rule("*", CHANNELS, TENSOR, MENU), (8, 8)),
     "cnn mixed": (DigitsCNN, Rule("*", CHANNELS, TENSOR, MENU), MIXED_CNN),
+    "cnn mixed, with W4A4": (DigitsCNN, Rule("*", CHANNELS, TENSOR, MENU), ALL_CNN),
 }
 
 
@@ -78,6 +84,9 @@ def test_qwix_computes_the_same_with_these_rules(name):
     assert content["differences"] == []
     rules = [qwix.QuantizationRule(**rule) for rule in content["rules"]]
     provider = qwix.PtqProvider(rules)
+    pairs = {(rule.get("weight_qtype"), rule.get("act_qtype")) for rule in content["rules"]}
+    if jax.default_backend() == "cpu" and any({*pair} <= {"int2", "int3", "int4"} for pair in pairs):
+        pytest.skip("Qwix multiplies int4 by int4, which XLA does not compile for CPUs")
     theirs = qwix.quantize_model(module(10), provider)
     shapes = jax.eval_shape(lambda: theirs.init(jax.random.key(0), x, False))["params"]
     stored = {**params, "params": qwix.quantize_params(params["params"], shapes)}
@@ -86,7 +95,8 @@ def test_qwix_computes_the_same_with_these_rules(name):
     in_float = model.fn(params, x)
     print(f"{name}: {np.max(np.abs(found - expected)):.1e}, float {np.max(np.abs(found - in_float)):.1e}")
     np.testing.assert_allclose(found, expected, atol=2e-3, rtol=0)
-    assert np.max(np.abs(expected - in_float)) > 2e-3  # so that agreeing takes quantizing
+    # What quantizing changes is more than that, or else agreeing would take none.
+    assert np.max(np.abs(expected - in_float)) > 20 * np.max(np.abs(found - expected))
 
 
 # ---- What the file says
@@ -103,7 +113,7 @@ def test_what_qwix_can_do_has_no_differences(name):
 
 
 def test_the_rules_of_a_layer_by_hand():
-    model, params, qparams, rows, x = quantized(MLP(10), CASES["mlp mixed"][1:2], MIXED_MLP)
+    model, params, qparams, rows, x = quantized(MLP(10), CASES["mlp mixed"][1:2], ALL_MLP)
     rules, _ = qwix_rules(model, params, qparams, rows)
     assert [rule["module_path"] for rule in rules] == ["linear1", "linear2", "linear3"]
     assert [rule["weight_qtype"] for rule in rules] == ["int8", "int4", "int3"]
