@@ -55,8 +55,10 @@ class QuantizedModel:
 
     @property
     def example(self) -> Any:
-        """Shapes and dtypes of an x that the model has been traced for."""
+        """Shapes and dtypes of an x that the model has been traced for. GraphError if it holds a random key."""
         structure, leaves = next(iter(self.graphs))
+        if any(kind.startswith("key<") for _, kind, _ in leaves):
+            raise GraphError("x holds a random key: give the function that predicts, not the one that trains")
         return jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype, _ in leaves])[1]
 
     @functools.cached_property
