@@ -20,7 +20,9 @@ class Rescale(Protocol):
 
 def float_rescale(quarters: Int[Array, "..."], scale: Float[Array, "..."]) -> Float[Array, "..."]:
     """(quarters / 4) scale in float32: the product is rounded, and the sum too where it is above 2^24 quarters."""
-    return 0.25 * quarters.astype(jnp.float32) * scale
+    # Without the choice a compiler may fuse the product with an addition that follows, which then rounds once instead
+    # of twice: in one program, and not in its simulation. (Optimization barriers are gone when that is decided.)
+    return jnp.where(jnp.isnan(scale), jnp.nan, 0.25 * quarters.astype(jnp.float32) * scale)
 
 
 def fixed_rescale(quarters: Int[Array, "..."], scale: Float[Array, "..."]) -> Float[Array, "..."]:
