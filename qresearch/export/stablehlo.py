@@ -13,30 +13,44 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax import export
 from jaxtyping import Array
 
-from qresearch.errors import DataError
+from qresearch.errors import DataError, GraphError
 from qresearch.results.atomic import make_folder, read_bytes, write_bytes
 from qresearch.results.sealed import read_sealed, write_sealed
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-BATCH = "batch"
+FIXED = 128  # examples at a time, of a function that cannot be traced for any number of them
+_UNTRACEABLE = (
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    GraphError,
+    jax.errors.JAXTypeError,
+    jax.errors.InconclusiveDimensionOperation,
+)
 
 
 class Program(NamedTuple):
-    """A function of arrays, called as ``program(*leaves) -> [leaf, ...]``. facts: what was stored beside it."""
+    """A function of arrays, called as ``program(*leaves) -> [leaf, ...]``. facts: what is stored beside it."""
 
     exported: export.Exported
     facts: Mapping[str, Any]
+    compiled: Callable[..., Any]
 
     def __call__(self, *leaves: Any) -> list[Array]:
-        return jax.jit(self.exported.call)(*leaves)
+        return self.compiled(*leaves)
 
 
 def any_batch(x: Any) -> Any:
     """The shapes of a pytree of arrays, with any number of examples in place of the first axis."""
-    (batch,) = export.symbolic_shape(BATCH)
+    (batch,) = export.symbolic_shape("batch")
+    return _with_batch(x, batch)
+
+
+def _with_batch(x: Any, batch: Any) -> Any:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((batch, *leaf.shape[1:]), leaf.dtype), x)
 
 
@@ -59,8 +73,35 @@ def export_program(
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(tuple(arguments))[0]]
     # Named by what JAX says of them: a batch of any size is in there as its symbol.
     inputs = [f"{path}: {aval.str_short()}" for path, aval in zip(paths, exported.in_avals)]
-    facts = {"inputs": inputs, "outputs": [aval.str_short() for aval in exported.out_avals]}
-    return Program(exported, {"jax": jax.__version__, "platforms": list(exported.platforms), **facts})
+    facts: dict[str, Any] = {"inputs": inputs, "outputs": [aval.str_short() for aval in exported.out_avals]}
+    facts |= {"jax": jax.__version__, "platforms": list(exported.platforms)}
+    return Program(exported, facts, jax.jit(exported.call))
+
+
+def export_model(forward: Callable[[Any], Any], x: Any, batch: int | None = None) -> Program:
+    """``forward(x)``, one array of one array, for so many examples at a time; None: for any number.
+
+    A function that cannot be traced for any number is exported for ``FIXED`` examples; ``facts`` say so.
+    """
+    said: dict[str, Any] = {"batch": "any" if batch is None else batch}
+    if batch is not None:
+        program = export_program(forward, [_with_batch(x, batch)])
+    else:
+        try:
+            program = export_program(forward, [any_batch(x)])
+        except _UNTRACEABLE as error:
+            reason = f"the function cannot be traced for any number of examples ({str(error).partition(chr(10))[0]})"
+            program, said = export_program(forward, [_with_batch(x, FIXED)]), {"batch": FIXED, "why": reason}
+    return program._replace(facts={**program.facts, **said})
+
+
+def run_model(program: Program, x: Any) -> np.ndarray:
+    """The output of an exported model for any number of examples, in pieces of its own number."""
+    size = program.facts["batch"]
+    if size == "any":
+        return np.asarray(program(x)[0])
+    places = [np.minimum(np.arange(start, start + size), len(x) - 1) for start in range(0, len(x), size)]
+    return np.concatenate([np.asarray(program(np.asarray(x)[place])[0]) for place in places])[: len(x)]
 
 
 def save_program(path: Path, program: Program, facts: Mapping[str, Any]) -> None:
@@ -80,12 +121,13 @@ def load_program(path: Path) -> Program:
     if facts.get("program_sha256") != hashlib.sha256(data).hexdigest():
         raise DataError(f"{path}: is not the program that {_beside(path).name} is about; export it again")
     try:
-        return Program(export.deserialize(bytearray(data)), facts)
+        exported = export.deserialize(bytearray(data))
     except (ValueError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0]
         raise DataError(
             f"{path}: JAX {jax.__version__} cannot read what JAX {facts.get('jax')} wrote: {reason}"
         ) from error
+    return Program(exported, facts, jax.jit(exported.call))
 
 
 def _beside(path: Path) -> Path:

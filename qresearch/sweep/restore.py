@@ -12,7 +12,7 @@ from jaxtyping import Float
 from qresearch.calibration import calibrate, select
 from qresearch.checkpoint import load_checkpoint
 from qresearch.config import RunConfig, config_hash, expand, from_mapping
-from qresearch.errors import DataError, did_you_mean
+from qresearch.errors import ConfigError, DataError, did_you_mean
 from qresearch.evaluation import Batches, Scores
 from qresearch.models import Variables
 from qresearch.qmodel import QParams, QuantizedModel
@@ -38,6 +38,11 @@ class Restored(NamedTuple):
     params: Variables
     qparams: QParams
     bits: Float[np.ndarray, "layers 2"]
+
+    @property
+    def config(self) -> RunConfig:
+        """The trial's config."""
+        return self.bench.config
 
     @property
     def setup(self) -> Setup:
@@ -105,15 +110,31 @@ def restore(run: RunFolder, record: Record) -> Restored:
         template = {"variables": variables, "qparams": jax.eval_shape(model.init, variables, x, bits)}
         found = load_checkpoint(checkpoint_path(run.path, config), template)
         return Restored(record, bench, model, found["variables"], found["qparams"], bits)
-    widths = sorted({int(width) for width in np.unique(bits) if 0 < width < FLOAT_BITS})
-    table = calibrate(model, variables, x, widths or (8,))
     if not config.ptq:
-        qparams = jax.tree.map(np.asarray, select(table, jnp.asarray(bits)))
-        return Restored(record, bench, model, variables, qparams, bits)
+        return Restored(record, bench, model, variables, _calibrated(bench, model, variables, bits), bits)
+    table = calibrate(model, variables, x, _widths(bits))
     state = treated(calibrated_state(bench, model, variables, table, bits), config)
     template = {"variables": state.params, "qparams": state.qparams}
     found = load_checkpoint(checkpoint_path(run.path, config), template)
     return Restored(record, bench, state.model, found["variables"], found["qparams"], bits)
+
+
+def recalibrated(restored: Restored, bits: Float[np.ndarray, "layers 2"]) -> Restored:
+    """The same trial at other widths, calibrated for them. ConfigError where more than calibration was for its own."""
+    config = restored.config
+    if config.flow == "qat" or config.ptq:
+        how = "QAT trained" if config.flow == "qat" else "post-training methods rounded"
+        raise ConfigError(f"trial {restored.record.label}: {how} its weights for the widths that it has")
+    return restored._replace(bits=bits, qparams=_calibrated(restored.bench, restored.model, restored.params, bits))
+
+
+def _calibrated(bench: Bench, model: QuantizedModel, params: Variables, bits: Float[np.ndarray, "layers 2"]) -> QParams:
+    table = calibrate(model, params, bench.calibration_inputs, _widths(bits))
+    return jax.tree.map(np.asarray, select(table, jnp.asarray(bits)))
+
+
+def _widths(bits: Float[np.ndarray, "layers 2"]) -> list[int]:
+    return sorted({int(width) for width in np.unique(bits) if 0 < width < FLOAT_BITS}) or [8]
 
 
 def _config_of(run: RunFolder, record: Record) -> RunConfig:

@@ -14,7 +14,16 @@ from trained import uniform
 from qresearch.calibration import select
 from qresearch.errors import DataError
 from qresearch.evaluation import compiled_step
-from qresearch.export.stablehlo import PLATFORMS, any_batch, export_program, load_program, save_program
+from qresearch.export.stablehlo import (
+    FIXED,
+    PLATFORMS,
+    any_batch,
+    export_model,
+    export_program,
+    load_program,
+    run_model,
+    save_program,
+)
 from qresearch.prequantized import forward_of, prequantize
 from qresearch.sweep.bench import qat_program
 from qresearch.training import Recipe
@@ -30,7 +39,7 @@ def assert_bit_equal(found, expected):
     expected = jax.tree.leaves(expected)
     assert len(found) == len(expected) > 0
     for own, other in zip(found, expected):
-        assert own.dtype == other.dtype
+        assert np.asarray(own).dtype == np.asarray(other).dtype
         np.testing.assert_array_equal(np.asarray(own), np.asarray(other))
 
 
@@ -45,12 +54,28 @@ def simulated(trained_digits):
 
 def test_a_quantized_model_of_any_batch_size(simulated, tmp_path):
     function, x = simulated
-    program = reloaded(tmp_path, export_program(function, [any_batch(x)]))
+    program = reloaded(tmp_path, export_model(function, x))
+    assert program.facts["batch"] == "any"
     assert tuple(program.exported.platforms) == tuple(program.facts["platforms"]) == PLATFORMS
     assert program.facts["made for"] == "a test"
     assert program.facts["inputs"] == ["[0]: float32[batch,8,8,1]"]
     for size in (1, 7, 30):
-        assert_bit_equal(program(x[:size]), function(x[:size]))
+        assert_bit_equal([run_model(program, x[:size])], function(x[:size]))
+
+
+def test_a_function_of_a_fixed_number_of_examples(tmp_path):
+    def forward(x):
+        return x * jnp.ones(len(x))[:, None]  # len() of an unknown number is no number
+
+    x = np.arange(300, dtype=np.float32).reshape(150, 2)
+    program = reloaded(tmp_path, export_model(forward, x))
+    assert program.facts["batch"] == FIXED
+    assert program.facts["why"].startswith("the function cannot be traced for any number of examples (")
+    asked = reloaded(tmp_path, export_model(forward, x, 4))
+    assert asked.facts["batch"] == 4
+    for size in (1, 4, 150):
+        np.testing.assert_array_equal(run_model(program, x[:size]), x[:size])
+        np.testing.assert_array_equal(run_model(asked, x[:size]), x[:size])
 
 
 def test_it_runs_where_qresearch_is_not(simulated, tmp_path):
