@@ -204,7 +204,8 @@ def _add_exports(command: Command) -> None:
     verify.add_argument("--examples", type=_count, metavar="N", help="of the test set (default: as in the config)")
     verify.add_argument(
         "--bound",
-        type=float,
+        type=_share,
+        metavar="SHARE",
         default=0.005,
         help="share of predictions that may be others than simulated (default: 0.005)",
     )
@@ -215,6 +216,17 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
     return int(text)
+
+
+def _share(text: str) -> float:
+    """A number from 0 to 1."""
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:  # written so that a NaN is none
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text!r}")
+    return share
 
 
 if __name__ == "__main__":

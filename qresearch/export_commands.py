@@ -48,7 +48,7 @@ def verify(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as folder:
         ways, missing = executions(made, Path(folder))
         found = compare(ways, setup.task, setup.data.prepare, batches)
-    print(f"{found.examples} test examples; the record's score of all is {made.facts['score']['test']:.4f}")
+    print(f"{found.examples} test examples; the test score in the record is {made.facts['score']['test']:.4f}")
     print(plain_table(HEADER, table_rows(found)))
     problems = found.problems(options.bound)
     for text in (*(f"not run  {line}" for line in missing), *(f"differs  {line}" for line in problems)):

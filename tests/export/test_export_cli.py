@@ -288,6 +288,13 @@ def test_a_batch_is_a_number(output, capsys, batch):
     assert f"--batch: expected a whole number from 1, got {batch!r}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("bound", ["-0.1", "1.5", "nan", "few"])
+def test_a_bound_is_a_share(output, capsys, bound):
+    with pytest.raises(SystemExit):
+        verify(output, f"--bound={bound}")
+    assert f"--bound: expected a number from 0 to 1, got {bound!r}" in capsys.readouterr().err
+
+
 def test_a_file_that_cannot_be_written_is_one_line(output, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert export(output, "--format", "csv", "--trial", TRIAL, "--out", str(tmp_path / "file" / "x.csv")) == 2
