@@ -5,6 +5,7 @@ know.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
@@ -67,3 +68,14 @@ def is_literal(atom: Any) -> bool:
 def is_dropped(atom: Any) -> bool:
     """Whether an equation's output is used by nobody."""
     return isinstance(atom, core.DropVar)
+
+
+def gpu_to_lower_for() -> AbstractContextManager[Any]:
+    """Within it, programs that hold our kernels are lowered and exported for CUDA on a machine without a GPU.
+
+    JAX 0.11 wants to know for which GPU, though a kernel is compiled by the one that runs it, whichever that is.
+    """
+    if jax.__version_info__ < (0, 11) or jax.default_backend() == "gpu":
+        return nullcontext()
+    device = jax.sharding.AbstractDevice(device_kind="NVIDIA H100", num_cores=None, platform="cuda")
+    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device))
