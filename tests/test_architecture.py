@@ -55,7 +55,7 @@ LAYERS = {
         "suggesters",
         "doctor",
     ),
-    6: ("cli", "commands", "__main__"),
+    6: ("cli", "commands", "export_commands", "__main__"),
 }
 LAYER = {part: layer for layer, parts in LAYERS.items() for part in parts}
 
@@ -104,7 +104,7 @@ LIBRARIES = {
 LAZY_NAMES = "__init__.py"
 
 # Parts that the command line loads before it knows whether it needs JAX, which takes seconds to import.
-LIGHT = ("config", "results", "cli", "commands", "doctor", "__main__", "errors")
+LIGHT = ("config", "results", "cli", "commands", "export_commands", "doctor", "__main__", "errors")
 
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 UNSAFE_NAMES = {"eval", "exec", "__import__"}
