@@ -1,0 +1,15 @@
+"""Figures and tables of papers, ours beside the published numbers, and our own: one file each.
+
+``qresearch figure NAME`` draws one from ``data/NAME.jsonl``; with ``--run`` it first makes these records.
+"""
+
+from __future__ import annotations
+
+from paper_figures import dq_gradients, lsq_pact_gradients, optimal_clips
+from paper_figures.figure import Figure
+
+FIGURES: dict[str, Figure] = {
+    "optimal_clips": optimal_clips.FIGURE,
+    "dq_gradients": dq_gradients.FIGURE,
+    "lsq_pact_gradients": lsq_pact_gradients.FIGURE,
+}
