@@ -5,11 +5,21 @@
 
 from __future__ import annotations
 
-from paper_figures import dq_gradients, lsq_pact_gradients, optimal_clips
+from paper_figures import (
+    apot_levels,
+    dq_gradients,
+    hawq_v3_resnet18,
+    lsq_gradient_scale,
+    lsq_pact_gradients,
+    optimal_clips,
+)
 from paper_figures.figure import Figure
 
 FIGURES: dict[str, Figure] = {
+    "hawq_v3_resnet18": hawq_v3_resnet18.FIGURE,
     "optimal_clips": optimal_clips.FIGURE,
     "dq_gradients": dq_gradients.FIGURE,
     "lsq_pact_gradients": lsq_pact_gradients.FIGURE,
+    "lsq_gradient_scale": lsq_gradient_scale.FIGURE,
+    "apot_levels": apot_levels.FIGURE,
 }
