@@ -12,6 +12,8 @@ from paper_figures import (
     lsq_gradient_scale,
     lsq_pact_gradients,
     optimal_clips,
+    ptq_ladder,
+    reliability,
 )
 from paper_figures.figure import Figure
 
@@ -22,4 +24,6 @@ FIGURES: dict[str, Figure] = {
     "lsq_pact_gradients": lsq_pact_gradients.FIGURE,
     "lsq_gradient_scale": lsq_gradient_scale.FIGURE,
     "apot_levels": apot_levels.FIGURE,
+    "ptq_ladder": ptq_ladder.FIGURE,
+    "reliability": reliability.FIGURE,
 }

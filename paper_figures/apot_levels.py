@@ -4,7 +4,7 @@ Paper: Additive Powers-of-Two Quantization, Li, Dong and Wang 2020, https://arxi
   level sets (uniform, powers of two, additive).
 Published: the magnitudes that the authors' code builds for 2 to 4 bits of magnitude (yhhhli/APoT_Quantization @13204f1,
   CIFAR10/models/quant_layer.py, build_power_value). Errors on weights are not published; they are shown.
-Recipe: ``qresearch.numerics.power_levels``. Errors: ``apot`` with the levels additive, power_of_two and uniform on the 18
+Recipe: ``qresearch.numerics.power_levels``. Errors: ``apot`` with additive, power_of_two and uniform levels on the 18
   inner kernels of the published CIFAR-10 ResNet-20 (weights/resnet20_cifar10.npz of pytorch_resnet_cifar10), normalised
   as in the paper (mean 0, deviation 1 of the layer); the best clip of 81 from 0.6 to 5 for each layer, set and width.
 Run: CPU (x86-64, JAX 0.10.2), 20 s on two cores shared with other work.

@@ -75,7 +75,9 @@ def run() -> list[Record]:
 
         for share, allocation in zip(FRACTIONS, solved(FRACTIONS)):
             published = data["published_bits"][f"{constraint}_{share}"]
-            found.append(_record("configuration", constraint, share, loss, costs, allocation) | {"published": published})
+            found.append(
+                _record("configuration", constraint, share, loss, costs, allocation) | {"published": published}
+            )
         shares = np.linspace(0, 1, FRONT)
         found += [_record("front", constraint, s, loss, costs, row) for s, row in zip(shares, solved(shares))]
     return found
@@ -127,7 +129,15 @@ def draw(records: Sequence[Record]) -> Picture:
         axes.plot([r[field] for r in front], [r["omega"] for r in front], color="#0072B2", label="ours, 41 budgets")
         own = [record for record in chosen if record["constraint"] == constraint]
         x, y = [record[field] for record in own], [record["omega"] for record in own]
-        axes.plot(x, y, "o", markersize=11, fillstyle="none", color="#D55E00", label="at the published budgets; published top-1")
+        axes.plot(
+            x,
+            y,
+            "o",
+            markersize=11,
+            fillstyle="none",
+            color="#D55E00",
+            label="at the published budgets; published top-1",
+        )
         for record in own:
             top1 = TOP1[constraint, record["share"]]
             axes.annotate(

@@ -5,7 +5,7 @@ Paper: Learned Step Size Quantization, Esser et al. 2020, https://arxiv.org/abs/
 Published: curves, no numbers. By the equations, at step s: LSQ's ∂x̂/∂s is round(x/s) - x/s inside, 0 below and
   q_max above; PACT's ∂x̂/∂α is 0 inside and 1 above: no transition between two levels teaches it anything
   (zhutmost/lsq-net lsq.py; IntelLabs/distiller @d859fc8 q_utils.py). The paper's third curve, QIL, is left out.
-Recipe: ``lsq`` and ``pact`` at 2 unsigned bits, s = 1 and α = 3, on 361 points from -1 to 4, none at a jump; ``jax.grad``
+Recipe: ``lsq`` and ``pact`` at 2 unsigned bits, s = 1, α = 3, on 361 points from -1 to 4, none at a jump; ``jax.grad``
   of every point by itself, LSQ's without its factor 1 / sqrt(N q_max).
 Run: CPU (x86-64, JAX 0.10.2), 3 s.
 Tolerance: 1e-6 between autodiff and the equations; 0.01 for the largest gradient between two levels.
