@@ -50,7 +50,11 @@ def run() -> list[Record]:
 
     x = np.linspace(-2.25, 2.25, POINTS) + 1e-4  # no point at a jump
     bits, step, bound = (jnp.full((1,), value, jnp.float32) for value in (BITS, STEP, BOUND))
-    starts = {"U1": (dq_u1, DQU1(step, bits)), "U2": (dq_u2, DQU2(bits, bound)), "U3": (dq_u3, DQU3(step, bound))}
+    starts: dict[str, tuple[Any, Any]] = {
+        "U1": (dq_u1, DQU1(step, bits)),
+        "U2": (dq_u2, DQU2(bits, bound)),
+        "U3": (dq_u3, DQU3(step, bound)),
+    }
     found: list[Record] = []
     for name, (factory, qparams) in starts.items():
         quantizer = factory(QuantSpec())

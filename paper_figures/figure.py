@@ -161,3 +161,22 @@ def picture_bytes(name: str, picture: Picture) -> dict[str, bytes]:
 def find(records: Sequence[Record], field: str, **wanted: Any) -> Any:
     """``field`` of the first record whose fields have the wanted values; None if there is none."""
     return next((record[field] for record in records if all(record.get(k) == v for k, v in wanted.items())), None)
+
+
+def published_bars(rows: Sequence[Row], label: str, limits: tuple[float, float]) -> Picture:
+    """Bars of ours beside the published numbers, with the tolerance around these."""
+    from qresearch.report.figure import new_figure
+
+    picture = new_figure(2.6 + 1.3 * len(rows), 4.2)
+    axes, known = picture.subplots(), [(i, row.ours) for i, row in enumerate(rows) if row.ours is not None]
+    bars = axes.bar([i - 0.2 for i, _ in known], [ours for _, ours in known], 0.38, color="#0072B2", label="ours")
+    axes.bar_label(bars, fmt="%.2f", fontsize=8)
+    values = [row.published or 0.0 for row in rows]
+    errors = [row.tolerance if isinstance(row.tolerance, float) else 0.0 for row in rows]
+    places = [i + 0.2 for i in range(len(rows))]
+    axes.bar(places, values, 0.38, yerr=errors, capsize=3, color="#E69F00", label="published ± tolerance")
+    axes.set_xticks(range(len(rows)), [row.what.split(",")[0] for row in rows], fontsize=8)
+    axes.set(ylabel=label, ylim=limits)
+    axes.grid(alpha=0.25, axis="y")
+    axes.legend(fontsize=8)
+    return picture

@@ -48,9 +48,8 @@ def _method(record: Record) -> str:
 
 
 def _top1(records: Sequence[Record], method: str, bits: tuple[int, int] = (2, 4)) -> float | None:
-    names = {"float": None}.get(method, f"uniform W{bits[0]}A{bits[1]}")
-    wanted = {"method": method} | ({} if names is None else {"allocation": names})
-    test = find(records, "test", **wanted)
+    allocation = "float" if method == "float" else f"W{bits[0]}A{bits[1]}"
+    test = find(records, "test", method=method, allocation=allocation)
     return None if test is None else 100 * test["score"]
 
 
