@@ -101,10 +101,10 @@ def make_records(name: str, figure: Figure) -> Path:
 
     from qresearch.results import environment
 
-    started = time.perf_counter()
+    # Asked before: the working tree may be another by the time a long run ends.
+    where, started = environment(), time.perf_counter()
     found = list(figure.run())
-    seconds = round(time.perf_counter() - started, 1)
-    here = origin(environment(), seconds)
+    here = origin(where, time.perf_counter() - started)
     rows = [here | dict(record) | {"command": figure.command(name)} for record in found]
     path = DATA / f"{name}.jsonl"
     make_folder(DATA)
