@@ -103,7 +103,9 @@ def draw(records: Sequence[Record]) -> Picture:
             scores.axhline(100 * record["test"]["score"], color="#555555", linestyle=":", linewidth=1, label=label)
             losses.axhline(record["validation"]["loss"], color="#555555", linestyle=":", linewidth=1, label=label)
     scores.set(xlabel="average bits", ylabel="test top-1 (%)", title="CNN on digits, W2A4, W4A4 or W8A8 per layer")
-    losses.set(xlabel="budget (average bits)", ylabel="validation loss", yscale="log", title="what was found within it")
+    losses.set(
+        xlabel="budget (average bits)", ylabel="validation loss", yscale="log", title="least loss found within it"
+    )
     for axes in (scores, losses):
         axes.grid(alpha=0.25)
     losses.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
