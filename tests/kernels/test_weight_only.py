@@ -65,6 +65,14 @@ def test_the_blocks_by_rule_give_the_product(rows, depth, features, bits, scaled
     assert_is_the_product(triton_dot(x, weights, default_blocks(rows, weights), interpret=True), x, tensor)
 
 
+@pytest.mark.parametrize("splits", [3, 5, 8])
+def test_splits_need_not_divide_the_steps(splits):
+    tensor = stored(512, 64, affine=True, scaled=64)
+    x, weights = drawn(2, 512), prepare(tensor)
+    blocks = Blocks(slices=1, tile=64, depth=64, splits=splits, warps=4, stages=2)
+    assert_is_the_product(triton_dot(x, weights, blocks, interpret=True), x, tensor)
+
+
 def only_shapes(depth, features, bits, scaled):
     """``prepare`` of weights that are never made."""
 
