@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from qresearch.cost import COSTS, layer_counts
     from qresearch.cost_table import read_cost_table
     from qresearch.evaluation import Batches, evaluate, make_batches
+    from qresearch.export.frozen_file import load_frozen, save_frozen
+    from qresearch.frozen import Frozen, FrozenLayer, freeze, run_frozen
     from qresearch.graph import Layer, find_layers
     from qresearch.pareto import hypervolume, pareto_front
     from qresearch.population import evaluate_population
@@ -46,6 +48,8 @@ _HOME = {
     "cost": ("COSTS", "layer_counts"),
     "cost_table": ("read_cost_table",),
     "evaluation": ("Batches", "evaluate", "make_batches"),
+    "export.frozen_file": ("load_frozen", "save_frozen"),
+    "frozen": ("Frozen", "FrozenLayer", "freeze", "run_frozen"),
     "graph": ("Layer", "find_layers"),
     "pareto": ("hypervolume", "pareto_front"),
     "population": ("evaluate_population",),
@@ -74,6 +78,8 @@ __all__ = [
     "PTQ",
     "QUANTIZERS",
     "Batches",
+    "Frozen",
+    "FrozenLayer",
     "Layer",
     "MenuQParams",
     "Problem",
@@ -95,8 +101,10 @@ __all__ = [
     "evaluate_population",
     "find_layers",
     "fit_posterior",
+    "freeze",
     "hypervolume",
     "layer_counts",
+    "load_frozen",
     "make_batches",
     "make_method",
     "make_problem",
@@ -107,6 +115,8 @@ __all__ = [
     "quantize_model",
     "read_cost_table",
     "roofline",
+    "run_frozen",
+    "save_frozen",
     "select",
     "sensitivity",
     "suggest",

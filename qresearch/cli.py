@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from qresearch import commands
+from qresearch import commands, export_commands
 from qresearch.errors import ConfigError, QResearchError
 
 # Adds a command by its name, what it does, and what it says of itself.
@@ -18,7 +18,7 @@ Command = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.Arg
 BAD_INPUT, INTERRUPTED, PIPE, TERMINATED = 2, 130, 141, 143
 EXIT_CODES = (
     "exit status: 0 done · 2 bad input, nothing started · 3 some trials failed · 4 a drop above --max-drop"
-    " · 130 interrupted · 143 terminated"
+    " · 5 models that should agree do not · 130 interrupted · 143 terminated"
 )
 
 
@@ -87,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_sweeps(command)
     _add_runs(command)
+    _add_exports(command)
     weights = command(
         "import-weights", commands.import_weights_of, "turn a public weight file into a checkpoint for model.weights"
     )
@@ -171,6 +172,67 @@ def _add_runs(command: Command) -> None:
         if name != "runs":
             added.add_argument("run", help="folder of a run, or its name or the beginning of it")
         added.add_argument("--output", default="results", help="where runs are (default: results)")
+
+
+def _add_exports(command: Command) -> None:
+    """The commands that take a finished trial of a run."""
+
+    def of_trial(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        added = command(name, run, text)
+        added.add_argument("run", help="folder of a run, or its name or the beginning of it")
+        added.add_argument(
+            "--trial",
+            metavar="KEY|LABEL",
+            help="the beginning of either (default: the best quantized one on the front)",
+        )
+        added.add_argument(
+            "--requantize",
+            choices=("float", "fixed"),
+            default="float",
+            help="how integer sums become values: by a float, or by a whole multiplier and a shift (default: float)",
+        )
+        added.add_argument("--output", default="results", help="where runs are (default: results)")
+        return added
+
+    export = of_trial("export", export_commands.export, "write a trial's model, or its allocation, for another tool")
+    formats = "onnx, stablehlo, safetensors, qwix, json or csv"
+    export.add_argument("--format", required=True, help=formats)
+    export.add_argument("--out", metavar="PATH", help="the file (default: in the folder exports of the run)")
+    export.add_argument(
+        "--batch", type=_count, metavar="N", help="examples at a time, of onnx and stablehlo (default: any)"
+    )
+    export.add_argument(
+        "--reduce-range", action="store_true", help="7 bits where weights have 8, for x86 CPUs without VNNI"
+    )
+    verify = of_trial(
+        "verify", export_commands.verify, "run a trial simulated, in integers and exported, and compare the outputs"
+    )
+    verify.add_argument("--examples", type=_count, metavar="N", help="of the test set (default: as in the config)")
+    verify.add_argument(
+        "--bound",
+        type=_share,
+        metavar="SHARE",
+        default=0.005,
+        help="share of predictions that may be others than simulated (default: 0.005)",
+    )
+
+
+def _count(text: str) -> int:
+    """A number from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    """A number from 0 to 1."""
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:  # written so that a NaN is none
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text!r}")
+    return share
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ LAYERS = {
         "suggesters",
         "doctor",
     ),
-    6: ("cli", "commands", "__main__"),
+    6: ("cli", "commands", "export_commands", "__main__"),
 }
 LAYER = {part: layer for layer, parts in LAYERS.items() for part in parts}
 
@@ -96,13 +96,15 @@ LIBRARIES = {
     "mlflow": "trackers/mlflow.py",
     "wandb": "trackers/wandb.py",
     "optuna": "suggesters/optuna.py",
+    "onnx": "export/onnx/",
+    "onnxruntime": "export/onnx/",
 }
 
 # The one import by name: the public names of the package, each found on first use in a fixed table of its modules.
 LAZY_NAMES = "__init__.py"
 
 # Parts that the command line loads before it knows whether it needs JAX, which takes seconds to import.
-LIGHT = ("config", "results", "cli", "commands", "doctor", "__main__", "errors")
+LIGHT = ("config", "results", "cli", "commands", "export_commands", "doctor", "__main__", "errors")
 
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 UNSAFE_NAMES = {"eval", "exec", "__import__"}

@@ -31,6 +31,8 @@ COMMANDS = (
     "show",
     "status",
     "runs",
+    "export",
+    "verify",
     "import-weights",
     "list",
     "doctor",
@@ -64,7 +66,13 @@ def test_help_names_every_command(capsys):
 def test_help_of_every_command(capsys, command):
     text = " ".join(helped(capsys, command).split())
     assert text.startswith(f"usage: qresearch {command}")
-    for status in ("0 done", "2 bad input, nothing started", "3 some trials failed", "4 a drop above --max-drop"):
+    for status in (
+        "0 done",
+        "2 bad input, nothing started",
+        "3 some trials failed",
+        "4 a drop above --max-drop",
+        "5 models",
+    ):
         assert status in text
 
 

@@ -59,6 +59,14 @@ def is_stored(config: RunConfig, folder: Path) -> bool:
     return path.is_dir() and path.with_suffix(".json").is_file()
 
 
+def load_float(config: RunConfig, folder: Path) -> Variables:
+    """The float variables of a run, from its weight file or from ``folder``. DataError if they are not there whole."""
+    setup = setup_of(config)
+    if config.model.weights:
+        return load_weights(config, setup)
+    return load_checkpoint(folder / float_key(config), shapes_of(setup)[0])
+
+
 def obtain_floats(configs: Iterable[RunConfig], folder: Path, reporter: Reporter) -> dict[str, FloatModel]:
     """The float models of these runs by ``float_key``: from files, from ``folder`` or by training, which stores
     them.
@@ -77,16 +85,15 @@ def obtain_floats(configs: Iterable[RunConfig], folder: Path, reporter: Reporter
 
 
 def _stored(config: RunConfig, path: Path, reporter: Reporter) -> FloatModel | None:
-    setup = setup_of(config)
     if config.model.weights:
-        return FloatModel(load_weights(config, setup), [], 0)
+        return FloatModel(load_float(config, path.parent), [], 0)
     facts = path.with_suffix(".json")
     if not is_stored(config, path.parent):
         return None
     try:
         content = read_sealed(facts)
         history, best_epoch = list(content["history"]), int(content["best_epoch"])
-        return FloatModel(load_checkpoint(path, shapes_of(setup)[0]), history, best_epoch)
+        return FloatModel(load_float(config, path.parent), history, best_epoch)
     except (DataError, ValueError, KeyError, TypeError) as error:
         reporter.line(f"float model of seed {config.seed} is trained again: {error}")
         return None

@@ -16,7 +16,7 @@ from qresearch.errors import DataError, GraphError
 from qresearch.evaluation import Batches, Scores, evaluate
 from qresearch.models import Variables
 from qresearch.ptq import Quantized
-from qresearch.qmodel import QuantizedModel
+from qresearch.qmodel import Bits, Params, QParams, QuantizedModel
 from qresearch.sweep.assemble import methods_of
 from qresearch.sweep.bench import Bench
 from qresearch.sweep.outcome import Outcome, checkpoint_path
@@ -33,33 +33,51 @@ def run_methods(
     """PTQ trials: their methods in turn, from the calibrated qparams of their bits, and what comes out of them."""
     if not configs:
         return
-    targets = jnp.asarray(bench.setup.data.train.targets[: len(bench.calibration_inputs)])
     with bench.reporter.phase("post-training methods", len(configs)) as advance:
         for done, config in enumerate(configs, 1):
-            started, own = time.monotonic(), jnp.asarray(bits[config])
-            qparams, loss = select(table, own), bench.setup.task.loss
-            data, train = (bench.calibration_inputs, targets, loss), bench.setup.model.apply_train
-            state = Quantized(model, variables, qparams, own, *data, train)
-            yield _outcome(bench, config, state, started)
+            yield _outcome(bench, config, calibrated_state(bench, model, variables, table, bits[config]))
             advance(done)
 
 
-def _outcome(bench: Bench, config: RunConfig, state: Quantized, started: float) -> Outcome:
-    bits = np.asarray(state.bits)
+def calibrated_state(
+    bench: Bench, model: QuantizedModel, variables: Variables, table: MenuQParams, bits: np.ndarray
+) -> Quantized:
+    """What the methods of a trial with these bits start from."""
+    own, setup = jnp.asarray(bits), bench.setup
+    targets = jnp.asarray(setup.data.train.targets[: len(bench.calibration_inputs)])
+    data = (bench.calibration_inputs, targets, setup.task.loss)
+    return Quantized(model, variables, select(table, own), own, *data, setup.model.apply_train)
+
+
+def treated(state: Quantized, config: RunConfig) -> Quantized:
+    """The state after the methods of a trial. GraphError, which names the method, for one that does not go together
+    with the model.
+    """
     for number, method in enumerate(methods_of(config)):
         try:
             state = method(state, jax.random.fold_in(jax.random.key(config.seed), number))
-        except (GraphError, DataError) as error:  # this method and this model do not go together; other trials may
-            reason = f"{config.ptq[number].name}: {error}"
-            return Outcome(config, bits, time.monotonic() - started, failure=reason)
+        except (GraphError, DataError) as error:
+            raise GraphError(f"{config.ptq[number].name}: {error}") from error
+    return state
+
+
+def _outcome(bench: Bench, config: RunConfig, state: Quantized) -> Outcome:
+    started, bits = time.monotonic(), np.asarray(state.bits)
+    try:
+        state = treated(state, config)
+    except GraphError as error:  # other trials may go together with their methods
+        return Outcome(config, bits, time.monotonic() - started, failure=str(error))
     content = {"variables": state.params, "qparams": state.qparams}
     save_checkpoint(checkpoint_path(bench.folder, config), content)
-    test, validation = (_scores(bench, state, split) for split in (bench.test, bench.validation))
+    parts = (state.model, state.params, state.qparams, state.bits)
+    test, validation = (own_scores(bench, *parts, split) for split in (bench.test, bench.validation))
     return Outcome(config, bits, time.monotonic() - started, test, validation)
 
 
-def _scores(bench: Bench, state: Quantized, batches: Batches) -> Scores:
-    own = jax.tree.map(lambda leaf: np.asarray(leaf)[None], (state.qparams, state.bits))
-    task, prepare = bench.setup.task, bench.setup.data.prepare
-    found = evaluate(state.model.forward, task, prepare, state.params, own, batches, chunk=1)
+def own_scores(
+    bench: Bench, model: QuantizedModel, params: Params, qparams: QParams, bits: Bits, batches: Batches
+) -> Scores:
+    """The loss and the score of every example, of a model that shares its weights with no other."""
+    own = jax.tree.map(lambda leaf: np.asarray(leaf)[None], (qparams, bits))
+    found = evaluate(model.forward, bench.setup.task, bench.setup.data.prepare, params, own, batches, chunk=1)
     return Scores(found.loss[0], found.score[0])

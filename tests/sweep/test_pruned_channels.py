@@ -11,6 +11,9 @@ from small_sweep import SMALL, outcome_of, settings, stored, write_small
 import qresearch.sweep.choose
 import qresearch.sweep.execute
 from qresearch.cli import main
+from qresearch.results import open_run
+from qresearch.sweep.outcome import summary
+from qresearch.sweep.restore import find_trial, restore
 
 QUANTIZE = {
     "weight": {"quantizer": "bayesian_bits", "granularity": "per_tensor", "options": {"prune_axis": -1}},
@@ -57,6 +60,15 @@ def test_qat_goes_on_with_fixed_gates_and_records_count_kept_channels(unbroken):
     assert set(chances["weight"]) == set(chances["input"]) == {"2", "4", "8"}
     np.testing.assert_allclose(sum(chances["input"].values()), 1, rtol=1e-5)
     assert sum(chances["weight"].values()) < 1  # the rest of the channels is pruned
+
+
+def test_a_restored_trial_has_the_widths_that_it_ran_with(unbroken):
+    (folder,) = unbroken.iterdir()
+    run = open_run(folder)
+    found = restore(run, find_trial(run))
+    assert set(found.bits.reshape(-1)) <= {0, 2, 4, 8}
+    scores = summary(found.scores(found.bench.test), found.setup.task)
+    assert scores == pytest.approx(found.record.metrics["test"], rel=1e-5)
 
 
 def test_stopped_before_qat_the_same_command_gives_the_same_record(unbroken, tmp_path, monkeypatch, capsys):
