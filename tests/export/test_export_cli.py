@@ -151,7 +151,9 @@ def test_verify_compares_all_executions(output, restored, capsys):
     assert text.splitlines()[-1] == str(run.path / "verify.json")
     assert tuple(row["name"] for row in content["executions"]) == EXECUTIONS
     assert (content["trial"], content["examples"], content["problems"]) == (restored.record.key, 100, [])
-    assert content["identical"] == {"executions": ["codes", "integer"], "differing_examples": 0}
+    unlike = {row["name"]: row["examples_unlike_integer"] for row in content["executions"]}
+    assert unlike["codes"] == unlike["stablehlo"] == 0
+    assert "stablehlo and integer: equal in every bit" in text
     for row in content["executions"]:
         assert row["name"] in text
         assert row["equal_predictions"] >= 0.995
