@@ -1,15 +1,15 @@
 """What do integers save in time: against float, by shape, for whole networks, and against ONNX Runtime on a CPU?
 
-Question: x [rows, K] times W [K, N] in float32 and bfloat16, against W8A8 (x quantized with a fixed scale, int8 products
-  summed in int32 by XLA), and weight-only int8 (per channel) and int4 (groups of 128) on bfloat16, which on CUDA is our
-  kernel and elsewhere plain XLA. --network: the models of the zoo in float32, simulated at W8A8 and frozen, in integers.
+Question: x [rows, K] times W [K, N] in float32 and bfloat16, against W8A8 (x quantized with a fixed scale, int8
+  products summed in int32 by XLA) and weight-only int8 (per channel) and int4 (groups of 128) on bfloat16, which on
+  CUDA is our kernel and elsewhere plain XLA. --network: models of the zoo in float32, simulated at W8A8, and frozen.
 Command: python experiments/bench_integer.py [--shape 1x4096x4096 ...] [--network resnet20 ...] [--json FILE]
   On a GPU: --tune first. It measures the blocks of the kernel and keeps them in qresearch/kernels/blocks.json.
 Time: two minutes for the shapes on two CPU cores.
-Prints medians, and the smallest and largest time. All methods run in turn in one process, and the ratio is the median of
-  the ratios of each turn to the first method. On a GPU every product takes its weights in turn from more than 400 MB,
-  which no cache holds, as one program; on a CPU there is one copy. Bytes: weights with scales, x and the product, read or
-  written once; % is of the bandwidth of the data sheet, where ``DEVICES`` knows the device. Values are random.
+Prints medians, and the smallest and largest time. All methods run in turn in one process, and the ratio is the median
+  of each turn's ratio to float32, on a GPU to bfloat16. On a GPU every product takes its weights in turn from more than
+  400 MB, which no cache holds, in one program; on a CPU there is one copy. Bytes: weights with scales, x and the
+  product, each once; % is of the bandwidth in ``DEVICES``, where it knows the device. Values are random.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ import qresearch as qr
 from qresearch.frozen import freeze
 from qresearch.kernels import prepare, weight_only_dot
 from qresearch.kernels.blocks import case_name
-from qresearch.kernels.tuning import ROTATED, copies_of, save_blocks, tune
+from qresearch.kernels.tuning import ROTATED, copies_of, save_blocks, timer, tune
 from qresearch.models import MODELS
 from qresearch.numerics.codes import Codes, encode_uniform
 from qresearch.numerics.integer import integer_dot
 from qresearch.numerics.packing import narrow, to_qtensor
-from qresearch.roofline import DEVICES
+from qresearch.roofline import DEVICES, Device
 
 GROUP = 128
 Run = Callable[[], float]  # runs once and returns the seconds
@@ -68,9 +68,7 @@ class Product(NamedTuple):
         return nbytes(self.weights) + self.x.nbytes + shape.rows * shape.features * self.x.dtype.itemsize
 
     def run(self, rotated: float) -> Run:
-        copies = copies_of(self.weights, nbytes(self.weights), rotated)
-        program = jax.jit(lambda x, copies: [self.function(x, weights) for weights in copies])
-        return lambda: seconds(program, self.x, copies) / len(copies)
+        return timer(self.function, self.x, copies_of(self.weights, nbytes(self.weights), rotated))
 
 
 def nbytes(tree: Any) -> int:
@@ -123,8 +121,8 @@ PRODUCTS: dict[str, Callable[[Shape], Product]] = {
 }
 
 
-def onnx_run(shape: Shape, int8: bool) -> Run:
-    """ONNX Runtime on the CPU: MatMul in float32, or x quantized as it comes, MatMulInteger, and the scales."""
+def onnx_session(shape: Shape, int8: bool) -> tuple[Any, dict[str, np.ndarray]]:
+    """ONNX Runtime on the CPU, and its input: MatMul in float32, or x quantized as it comes, MatMulInteger, scales."""
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
 
@@ -148,8 +146,7 @@ def onnx_run(shape: Shape, int8: bool) -> Run:
     graph = helper.make_graph(nodes, "product", *ends, constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    feed = {"x": np.asarray(drawn_x(shape, jnp.float32))}
-    return lambda: seconds(session.run, None, feed)
+    return session, {"x": np.asarray(drawn_x(shape, jnp.float32))}
 
 
 def product_rows(shape: Shape, repeats: int) -> Iterator[dict[str, Any]]:
@@ -157,14 +154,16 @@ def product_rows(shape: Shape, repeats: int) -> Iterator[dict[str, Any]]:
     products = {name: build(shape) for name, build in PRODUCTS.items()}
     runs = {name: product.run(ROTATED if gpu else 0.0) for name, product in products.items()}
     if jax.default_backend() == "cpu":
-        runs |= {"ONNX Runtime float32": onnx_run(shape, False), "ONNX Runtime int8": onnx_run(shape, True)}
-    bandwidth = bandwidth_of_device()
+        for name, int8 in (("ONNX Runtime float32", False), ("ONNX Runtime int8", True)):
+            session, feed = onnx_session(shape, int8)
+            runs[name] = functools.partial(seconds, session.run, None, feed)
+    device = device_here()
     for name, found in timed(runs, repeats, "bfloat16" if gpu else "float32"):
         row = {"case": str(shape), "method": name, **found}
         row["tops"] = 2e-12 * shape.rows * shape.depth * shape.features / found["seconds"]
         if name in products:
             row["gb_s"] = products[name].bytes_moved(shape) / found["seconds"] / 1e9
-            row["percent"] = 100 * row["gb_s"] / bandwidth if bandwidth else None
+            row["percent"] = 100 * row["gb_s"] / device.bandwidth if device else None
         yield row
 
 
@@ -172,17 +171,22 @@ def timed(runs: dict[str, Run], repeats: int, reference: str) -> Iterator[tuple[
     """Seconds by method, all methods in turn after one run of each that compiles; ratios to the reference's."""
     for run in runs.values():
         run()
-    turns = [{name: run() for name, run in runs.items()} for _ in range(repeats)]
+    turns = [{name: rested(run) for name, run in runs.items()} for _ in range(repeats)]
     for name in runs:
         times = [turn[name] for turn in turns]
         ratio = statistics.median(turn[name] / turn[reference] for turn in turns)
         yield name, {"seconds": statistics.median(times), "least": min(times), "most": max(times), "ratio": ratio}
 
 
-def bandwidth_of_device() -> float | None:
-    """GB/s of the data sheet, if this device is in the table."""
+def rested(run: Run) -> float:
+    time.sleep(0.005)  # ONNX Runtime's threads keep a core busy for a while after their work
+    return run()
+
+
+def device_here() -> Device | None:
+    """The data sheet of this device, if it is in the table."""
     kind = jax.devices()[0].device_kind.lower()
-    return next((device.bandwidth for name, device in DEVICES.items() if name in kind), None)
+    return next((device for name, device in DEVICES.items() if name in kind), None)
 
 
 def network_rows(name: str, batches: list[int], repeats: int) -> Iterator[dict[str, Any]]:
@@ -242,6 +246,8 @@ def main() -> None:
         parser.error("--tune measures the kernel for CUDA, and JAX finds no GPU here")
     where = {"device": jax.devices()[0].device_kind, "jax": jax.__version__, "repeats": options.repeats}
     print(", ".join(f"{name} {value}" for name, value in where.items()))
+    if device := device_here():
+        print(f"% of {device.bandwidth:g} GB/s ({device.source})")
     if options.tune:
         tune_shapes([shape for shape in shapes if shape.rows <= 64])
     parts = [product_rows(shape, options.repeats) for shape in shapes]

@@ -96,6 +96,8 @@ LIBRARIES = {
     "mlflow": "trackers/mlflow.py",
     "wandb": "trackers/wandb.py",
     "optuna": "suggesters/optuna.py",
+    "onnx": "export/onnx/",
+    "onnxruntime": "export/onnx/",
 }
 
 # The one import by name: the public names of the package, each found on first use in a fixed table of its modules.

@@ -10,6 +10,7 @@ import jax
 from jaxtyping import Array, Float
 
 from qresearch.frozen.layer import FrozenLayer
+from qresearch.frozen.weight_only import weight_only_output
 from qresearch.graph import Call, Contraction
 from qresearch.numerics.codes import Codes
 from qresearch.numerics.fixed_point import Rescale
@@ -34,9 +35,15 @@ EXECUTIONS: dict[str, Contract | None] = {"integer": INTEGER, "codes": CODES, "d
 
 
 def frozen_output(unit: Unit, layer: FrozenLayer, contract: Contract | None, rescale: Rescale, call: Call) -> Array:
-    """The output of a call. Its state: ``weight`` Codes or ``kernel`` decoded; bits [2]; qparams, as in training."""
+    """The output of a call. Its state: ``weight`` Codes, ``packed`` KernelWeights or ``kernel`` decoded; bits [2];
+    qparams, as in training.
+    """
     if layer.path == "integer" and contract is not None:
         return _product_of_codes(unit, layer, contract, rescale, call)
+    if "packed" in call.state:
+        x = corrected_input(unit, call.state["qparams"], call.input)
+        output = weight_only_output(call.site.contraction, call.state["packed"], x)
+        return corrected_output(call.state["qparams"], output)
     state = dict(call.state)
     kernel = state.get("kernel", call.weight)
     if not unit.layer.contraction.product:

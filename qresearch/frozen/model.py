@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import jax
@@ -14,8 +14,10 @@ from jaxtyping import Array
 from qresearch.errors import GraphError, did_you_mean
 from qresearch.frozen.execute import EXECUTIONS, frozen_output
 from qresearch.frozen.layer import FrozenLayer
+from qresearch.frozen.weight_only import kernel_weights
 from qresearch.graph import Call, Handler
 from qresearch.graph.trace import parameter_paths
+from qresearch.kernels import KernelWeights
 from qresearch.numerics.codes import decode
 from qresearch.numerics.fixed_point import RESCALES
 from qresearch.numerics.packing import QTensor, from_qtensor
@@ -62,6 +64,22 @@ class Frozen:
                 state = _state(unit, layer, arrays["layers"][layer.name])
                 states |= {use.name: state for use in unit.uses}
         return self.model.graph(params, x).run(_handler(self, execution), params, x, states)[0]
+
+    def prepared(self) -> Frozen:
+        """The same model to be served, no longer to be stored: dense layers that are weight-only hold their kernels as
+        ``KernelWeights``, which ``weight_only_dot`` reads packed. On CUDA that is a kernel of its own; elsewhere XLA
+        decodes them.
+        """
+
+        def ready(unit: Unit, layer: FrozenLayer) -> Stored:
+            stored = self.arrays["layers"][layer.name]
+            if layer.path != "weight_only" or "@" in layer.name or len(unit.uses) > 1:
+                return stored
+            weights = kernel_weights(unit.layer.contraction, stored["weight"])
+            return stored if weights is None else {**stored, "weight": weights}
+
+        layers = {layer.name: ready(unit, layer) for unit, layer in zip(self.model.units, self.layers)}
+        return replace(self, arrays={**self.arrays, "layers": layers})
 
     def _params(self, arrays: Arrays) -> Params:
         """The parameters, with zeros for those that nothing depends on any more."""
@@ -119,6 +137,8 @@ def _state(unit: Unit, layer: FrozenLayer, stored: Stored) -> dict[str, Any]:
     weight = stored.get("weight")
     if unit.layer.contraction.product:
         qparams["weight"] = weight
+    elif isinstance(weight, KernelWeights):
+        state["packed"] = weight
     elif isinstance(weight, QTensor) and layer.path == "integer":
         state["weight"] = from_qtensor(weight)
         state["kernel"] = decode(state["weight"]).reshape(unit.layer.contraction.weight_shape)

@@ -46,6 +46,11 @@ def weight_only_dot(x: Float[Array, "... K"], weights: KernelWeights) -> Float[A
 
 
 def xla_dot(x: Float[Array, "rows K"], weights: KernelWeights) -> Float[Array, "rows N"]:
-    """The plain form and the reference: decode the weights, multiply in float32, return x's dtype."""
-    product = jnp.matmul(x.astype(jnp.float32), values(weights), precision=jax.lax.Precision.HIGHEST)
+    """The plain form and the reference: decode the weights, multiply in float32, return x's dtype.
+
+    Along K both operands stay as they lie in memory: with W transposed, XLA on CPU takes five times as long for a row.
+    """
+    numbers = (((1,), (1,)), ((), ()))
+    matrix = values(weights).T
+    product = jax.lax.dot_general(x.astype(jnp.float32), matrix, numbers, precision=jax.lax.Precision.HIGHEST)
     return product.astype(x.dtype)

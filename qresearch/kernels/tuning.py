@@ -27,6 +27,7 @@ CHOICES = {
     "stages": (2, 3, 4, 5),
 }
 ROTATED = 400e6  # bytes of weights that take turns: no cache of a GPU holds them
+PASSES = 10
 
 
 def copies_of(weights: Any, bytes_of_one: int, rotated: float = ROTATED) -> list[Any]:
@@ -35,16 +36,22 @@ def copies_of(weights: Any, bytes_of_one: int, rotated: float = ROTATED) -> list
     return [jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), weights) for _ in range(count)]
 
 
-def seconds_of(product: Callable[[Array, Any], Array], x: Array, copies: Sequence[Any], repeats: int) -> list[float]:
-    """Seconds of one product, ``repeats`` times: each is the mean over all copies, run as one program."""
+def timer(product: Callable[[Array, Any], Array], x: Array, copies: Sequence[Any]) -> Callable[[], float]:
+    """What runs ``product(x, weights)`` for all copies, as one program, and returns the mean seconds of one.
+
+    A GPU gets the program several times before it is waited for, so that it never waits for the host.
+    """
     program = jax.jit(lambda x, copies: [product(x, weights) for weights in copies])
-    jax.block_until_ready(program(x, copies))
-    times = []
-    for _ in range(repeats):
+    passes = PASSES if jax.default_backend() == "gpu" else 1
+
+    def run() -> float:
         started = time.perf_counter()
-        jax.block_until_ready(program(x, copies))
-        times.append((time.perf_counter() - started) / len(copies))
-    return times
+        for _ in range(passes):
+            products = program(x, copies)
+        jax.block_until_ready(products)
+        return (time.perf_counter() - started) / (passes * len(copies))
+
+    return run
 
 
 def tune(
@@ -59,8 +66,9 @@ def tune(
 
     @functools.cache
     def seconds(blocks: Blocks) -> float:
-        product = functools.partial(triton_dot, blocks=blocks, interpret=interpret)
-        return statistics.median(seconds_of(product, x, copies, repeats))
+        run = timer(functools.partial(triton_dot, blocks=blocks, interpret=interpret), x, copies)
+        run()  # compiles
+        return statistics.median(run() for _ in range(repeats))
 
     best = fitted(default_blocks(x.shape[0], weights), weights, x.dtype)
     seconds(best)

@@ -13,8 +13,10 @@ from quantized_models import CHANNELS, ENTRIES, QUICK, TENSOR, build, full
 
 from qresearch.errors import GraphError
 from qresearch.frozen import EXECUTIONS, freeze, run_frozen
+from qresearch.kernels import KernelWeights
 from qresearch.rules import Rule, SiteRule
 
+SLOW = pytest.mark.slow
 TRAINING = ("linen_train", "nnx_train")  # their x holds a random key
 EACH = Rule(weight=CHANNELS, input=TENSOR, shared="each")
 
@@ -43,12 +45,9 @@ def same(left, right):
 
 def close(left, right, tolerance=1e-4):
     def compare(a, b):
-        np.testing.assert_allclose(
-            np.asarray(a, np.float32),
-            np.asarray(b, np.float32),
-            rtol=2e-2 if a.dtype == jnp.bfloat16 else tolerance,
-            atol=1e-5,
-        )
+        half = a.dtype == jnp.bfloat16
+        a, b = (np.asarray(value, np.float32) for value in (a, b))
+        np.testing.assert_allclose(a, b, rtol=2e-2 if half else tolerance, atol=2e-2 if half else 1e-5)
 
     jax.tree.map(compare, left, right)
 
@@ -62,7 +61,7 @@ QUICKLY = ("mlp", "einsums", "shared", "experts", "scan_nested", "one_dimensiona
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=() if n in QUICKLY else pytest.mark.slow) for n in ENTRIES if n not in TRAINING],
+    [pytest.param(n, marks=() if n in QUICKLY else SLOW) for n in ENTRIES if n not in TRAINING],
 )
 def test_integers_are_their_simulation_and_need_no_kernels(name):
     own = model_of(name)
@@ -81,7 +80,7 @@ def test_integers_are_their_simulation_and_need_no_kernels(name):
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=() if n in ("linen", "gpt") else pytest.mark.slow) for n in product_cases.NAMES],
+    [pytest.param(n, marks=() if n in ("linen", "gpt") else SLOW) for n in product_cases.NAMES],
 )
 def test_products_and_look_ups_run_on_codes_too(name):
     rules = (product_cases.PRODUCTS, product_cases.LOOKUPS)
@@ -208,3 +207,26 @@ def test_groups_of_channels_and_dynamic_inputs():
         assert not clash or "differ in size" in frozen.layers[0].reason
         same(frozen.apply(own.x), frozen.apply(own.x, "codes"))
         close(frozen.apply(own.x), own.apply(own.params, qparams, own.x, full(own.model, 4.0, 8.0)))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "einsums",
+        "linen_tied",
+        "linen_bf16",
+        "scan_stack",
+        *(pytest.param(n, marks=SLOW) for n in ("fused_qkv", "convolutions")),
+    ],
+)
+@pytest.mark.parametrize("bits", [4.0, pytest.param(8.0, marks=SLOW)])
+def test_a_model_prepared_for_kernels_is_the_same_model(name, bits):
+    group = SiteRule(granularity="per_group", group_size=2, symmetric=False, range="minmax")
+    for weight in (CHANNELS, group) if name in ("fused_qkv", "einsums") else (CHANNELS,):
+        own = build(ENTRIES[name], Rule(weight=weight, input=None))
+        frozen, _ = frozen_of(own, full(own.model, bits, 32.0))
+        ready = frozen.prepared()
+        assert paths_of(frozen) == {"weight_only"}
+        held = [isinstance(stored["weight"], KernelWeights) for stored in ready.arrays["layers"].values()]
+        assert all(held) if name not in ("convolutions", "scan_stack") else not all(held)
+        close(ready.apply(own.x), frozen.apply(own.x), 1e-5)

@@ -20,7 +20,7 @@ from qresearch.numerics.packing import from_qtensor, to_qtensor
 BLOCKS = Blocks(slices=4, tile=64, depth=64, splits=2, warps=4, stages=2)
 
 
-@settings(deadline=None, derandomize=True, database=None, max_examples=25)
+@settings(deadline=None, derandomize=True, database=None, max_examples=16)
 @given(
     bits=st.sampled_from([2, 3, 4, 7, 8]),
     signed=st.booleans(),

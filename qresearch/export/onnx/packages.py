@@ -1,0 +1,30 @@
+"""The packages of the extra ``export``, imported where they are needed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qresearch.errors import ConfigError
+
+ADVICE = "pip install 'qresearch[export]'"
+
+
+def import_onnx() -> Any:
+    """The package onnx, with its helpers; ConfigError, one line, where it is missing."""
+    try:
+        import onnx
+        import onnx.checker
+        import onnx.helper
+        import onnx.numpy_helper
+    except ImportError as error:
+        raise ConfigError(f"export to ONNX: onnx cannot be imported ({error}); {ADVICE}") from None
+    return onnx
+
+
+def import_onnxruntime() -> Any:
+    """The package onnxruntime; ConfigError, one line, where it is missing."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ConfigError(f"ONNX Runtime: onnxruntime cannot be imported ({error}); {ADVICE}") from None
+    return onnxruntime
