@@ -185,6 +185,12 @@ def _add_exports(command: Command) -> None:
             metavar="KEY|LABEL",
             help="the beginning of either (default: the best quantized one on the front)",
         )
+        added.add_argument(
+            "--requantize",
+            choices=("float", "fixed"),
+            default="float",
+            help="how integer sums become values: by a float, or by a whole multiplier and a shift (default: float)",
+        )
         added.add_argument("--output", default="results", help="where runs are (default: results)")
         return added
 

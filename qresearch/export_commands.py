@@ -74,4 +74,4 @@ def _deployed(
     restored = restore(run, record)
     if reduce_range:
         restored = recalibrated(restored, reduced_range(restored.bits))
-    return run, deployed(restored, batch)
+    return run, deployed(restored, batch, options.requantize)

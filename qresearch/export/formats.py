@@ -45,13 +45,13 @@ class Format(NamedTuple):
     programs: bool = False
 
 
-def deployed(restored: Restored, batch: int | None = None) -> Deployed:
-    """The trial, frozen. GraphError for an allocation that cannot be stored."""
+def deployed(restored: Restored, batch: int | None = None, requantize: str = "float") -> Deployed:
+    """The trial, frozen. GraphError for an allocation that cannot be stored. requantize: one of ``RESCALES``."""
     record, facts = restored.record, {}
     for name in ("key", "label", "model", "data", "task", "flow", "costs"):
         facts["trial" if name == "key" else name] = getattr(record, name)
     facts["score"] = {"name": record.score_name, "test": record.metrics["test"]["score"]}
-    frozen = freeze(restored.model, restored.params, restored.qparams, restored.bits)
+    frozen = freeze(restored.model, restored.params, restored.qparams, restored.bits, requantize=requantize)
     return Deployed(restored, frozen, facts, batch)
 
 
