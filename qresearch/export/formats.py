@@ -50,6 +50,7 @@ def deployed(restored: Restored, batch: int | None = None, requantize: str = "fl
     record, facts = restored.record, {}
     for name in ("key", "label", "model", "data", "task", "flow", "costs"):
         facts["trial" if name == "key" else name] = getattr(record, name)
+    facts["requantize"] = requantize
     facts["score"] = {"name": record.score_name, "test": record.metrics["test"]["score"]}
     frozen = freeze(restored.model, restored.params, restored.qparams, restored.bits, requantize=requantize)
     return Deployed(restored, frozen, facts, batch)

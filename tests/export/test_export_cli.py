@@ -84,6 +84,15 @@ def test_safetensors(output, simulated, restored, capsys):
     assert path.stat().st_size < 0.2 * 4 * 17226  # of the float32 parameters, 4 bits each and a header
 
 
+def test_fixed_point_requantization(output, simulated, restored, capsys):
+    path, _ = exported(output, capsys, "safetensors", "--requantize", "fixed")
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), restored.params)
+    x, expected = simulated
+    frozen = load_frozen(path, restored.model.fn, shapes, x)
+    assert frozen.requantize == "fixed"
+    assert np.mean(np.argmax(frozen.apply(x), -1) == np.argmax(expected, -1)) > 0.9
+
+
 def test_qwix(output, restored, capsys):
     path, notes = exported(output, capsys, "qwix")
     content = json.loads(path.read_text())
