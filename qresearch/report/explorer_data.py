@@ -33,7 +33,6 @@ def explorer_data(runs: Sequence[RunFolder]) -> dict[str, Any]:
     trials = [trial for point in content["points"] for trial in point["trials"]]
     shared = [name for name in trials[0]["costs"] if all(name in trial["costs"] for trial in trials)]
     content["costs"] = [{"name": name, "label": _cost_label(name, content["runs"])} for name in shared]
-    content["levels"] = list(LEVELS)
     return content
 
 
@@ -44,7 +43,11 @@ def embedded(content: Any) -> str:
 
 
 def _add(content: dict[str, Any], run: RunFolder) -> None:
-    stored, own_tables = run.records(), sensitivity_tables(run)
+    stored = run.records()
+    try:
+        own_tables = sensitivity_tables(run)
+    except DataError as error:
+        raise DataError(f"{error}; delete it, and the report leaves it out") from None
     points = points_of_run(run, stored.records)
     first, tables = len(content["tables"]), [_table(table) for table in own_tables]
     done = [record for point in points for record in point.records]
@@ -98,7 +101,9 @@ def _trial(record: Record, tables: Sequence[dict[str, Any]], first: int, varied:
         "bits": record.allocation["bits"],
         "tables": [first + i for i in known],
         "probabilities": dict(belief.probabilities) if belief else {},
-        "front": list(belief.posterior["front"].values()) if belief and "front" in belief.posterior else None,
+        "front": [belief.posterior["front"][level] for level in LEVELS]
+        if belief and "front" in belief.posterior
+        else None,
         "epochs": _epochs(record),
         "settings": {name: config.get(name) for name in varied},
     }
@@ -127,6 +132,8 @@ def _table(table: dict[str, Any]) -> dict[str, Any]:
 
 
 def _cost_label(name: str, runs: Sequence[dict[str, Any]]) -> str:
+    if name == "average_bits":
+        return "average bits"
     if name in COSTS:
         return f"{name.replace('_', ' ')} ({COSTS[name].unit})"
     for cost in (cost for run in runs for cost in run["costs"] if cost["name"] == name):

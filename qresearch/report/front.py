@@ -83,7 +83,9 @@ def points_of_run(run: RunFolder, records: Iterable[Record]) -> tuple[Point, ...
     return points_of(listed, run.unfinished({record.key for record in listed if record.status == "done"}))
 
 
-def points_of(records: Iterable[Record], unfinished: Mapping[str, Sequence[Any]] = MappingProxyType({})) -> tuple[Point, ...]:
+def points_of(
+    records: Iterable[Record], unfinished: Mapping[str, Sequence[Any]] = MappingProxyType({})
+) -> tuple[Point, ...]:
     """The points of a run's records, float first, then by series and average bits. Failed trials are left out.
 
     unfinished: {label: configs} of trials without a record.

@@ -63,7 +63,7 @@ function seriesTraces() {
     const sorted = [...group].sort((a, b) => a.x - b.x);
     const many = data.runs.length > 1;
     const points = {
-      meta: "points", uid: `points-${run}-${series}`, customdata: sorted.map((view) => view.index),
+      meta: "points", uid: `points-${run}-${names.indexOf(series)}`, customdata: sorted.map((view) => view.index),
       x: isFloat ? sorted.map(() => "float") : sorted.map((view) => view.x), y: sorted.map((view) => view.y),
       xaxis: isFloat ? "x2" : "x", mode: isFloat || new Set(sorted.map((view) => view.point.model)).size > 1 ? "markers" : "lines+markers",
       error_y: { array: sorted.map((view) => view.error ?? 0), visible: sorted.some((view) => view.error), thickness: 1, width: 3 },
@@ -114,15 +114,24 @@ function drawFront() {
   const split = floats.length ? 0.92 : 1;
   plot("front", traces, {
     xaxis: { title: { text: known[state.x].label }, type: $("log").checked ? "log" : "linear", domain: [0, split] },
-    yaxis: { title: { text: known[state.y].label } },
+    yaxis: { title: { text: known[state.y].label }, ...($("close").checked ? closeUp() : { autorange: true }) },
     ...(floats.length ? { xaxis2: { domain: [split + 0.01, 1], type: "category", anchor: "y", fixedrange: true, linecolor: "#888", showgrid: false } } : {}),
     shapes: floats.map((view) => ({ type: "line", xref: "paper", x0: 0, x1: 1, y0: view.y, y1: view.y, line: { color: colour("float"), width: 1, dash: "dash" }, layer: "below" })),
   });
-  const worse = data.points.some((point) => !point.higher_is_better) ? " Of this score, smaller is better." : "";
+  const lower = [...new Set(views.filter((view) => !view.point.higher_is_better).map((view) => view.point.score_name))];
+  const worse = lower.length ? ` Smaller is better: ${lower.join(", ")}.` : "";
   const wide = $("bands").checked && state.y === "validation_loss" && views.some((view) => view.trials[0].front)
     ? " Bands: 50 % and 90 % of what a posterior believes of the least loss within each budget; shaded: one standard error." : "";
   $("about").textContent = `${views.length} of ${data.points.length} points. Means over the chosen seeds, bars and shades: one standard error. `
     + `Rings: the front over ${known[state.x].label}, chosen on validation scores.${worse}${wide}`;
+}
+
+// The range of the float model and of the fronts, with a margin: one collapsed trial makes the others a line.
+function closeUp() {
+  const values = views.filter((view) => view.onFront || view.point.flow === "float").map((view) => view.y);
+  if (!values.length) return { autorange: true };
+  const [low, high] = [Math.min(...values), Math.max(...values)], margin = (high - low || Math.abs(high) || 1) * 0.1;
+  return { range: [low - margin, high + margin], autorange: false };
 }
 
 // ---- what is selected
@@ -151,14 +160,18 @@ function drawDetails() {
     ["layers", point.treatment], ["trial", `${trial.key}, ${shown(trial.seconds)} s, run ${data.runs[point.run].name}`],
     ...Object.entries(trial.settings).filter(([name]) => name !== "seed").map(([name, value]) => [name, JSON.stringify(value)]),
   ];
-  const list = element("table"), body = list.createTBody();
-  for (const [name, value] of facts) body.insertRow().append(element("th", name, { scope: "row" }), element("td", value));
-  const head = element("h3", point.label), scroll = element("div", null, { class: "scroll" });
-  scroll.append(list);
-  box.replaceChildren(head, seedChoice(point, trial), scroll);
-  drawBits(trial);
+  const list = element("dl");
+  for (const [name, value] of facts) {
+    const pair = element("div");
+    pair.append(element("dt", name), element("dd", value));
+    list.append(pair);
+  }
+  box.replaceChildren(element("h3", point.label), seedChoice(point, trial), list);
+  $("bits-box").hidden = false;
   choose("table", trial.tables.map((i) => data.tables[i].name), "heat-box");
   choose("operand", Object.keys(trial.probabilities).map((name) => name || "weight and input"), "shares-box");
+  // After all boxes are there: a chart takes the width that its box has when it is drawn.
+  drawBits(trial);
   drawHeat();
   drawShares();
 }
@@ -181,11 +194,10 @@ const tall = (count, each) => count * each + 90;
 const rows = (layers) => ({ tickvals: layers.map((_, i) => i), ticktext: shortNames(layers).map(plain), autorange: "reversed", showgrid: false, tickfont: { size: 11 } });
 
 function drawBits(trial) {
-  $("bits-box").hidden = false;
   const at = trial.layers.map((_, i) => i), palette = isDark() ? DARK : LIGHT;
   const bars = ["weight", "input"].map((name, j) => ({
     type: "bar", orientation: "h", name, y: at, x: trial.bits.map((pair) => Math.min(pair[j], 32)), marker: { color: palette[j] },
-    text: trial.bits.map((pair) => width(pair[j])), textposition: "auto", textangle: 0, hovertemplate: `%{text} bits of the ${name}<extra></extra>`,
+    text: trial.bits.map((pair) => width(pair[j])), textposition: "inside", insidetextanchor: "end", textangle: 0, textfont: { size: 11, color: isDark() ? "#000000" : "#ffffff" }, hovertemplate: `%{text} bits of the ${name}<extra></extra>`,
   }));
   plot("bits", bars, {
     height: tall(trial.layers.length, 30), bargap: 0.2, showlegend: true, legend: { orientation: "h", y: 1, yanchor: "bottom", x: 0, traceorder: "normal" },
@@ -222,7 +234,7 @@ function drawHeat() {
 function drawShares() {
   const own = Object.values(selectedTrial().probabilities)[Number($("operand").value)];
   if (!own) return;
-  const layers = Object.keys(own), value = (option) => option.replace("W", "").split("A").map(Number);
+  const layers = selectedTrial().layers.filter((layer) => layer in own), value = (option) => option.replace("W", "").split("A").map(Number);
   const options = [...new Set(layers.flatMap((layer) => Object.keys(own[layer])))].sort((a, b) => value(a)[0] - value(b)[0] || (value(a)[1] ?? 0) - (value(b)[1] ?? 0));
   const bars = options.map((option, i) => ({
     type: "bar", orientation: "h", name: plain(option), y: layers.map((_, j) => j), x: layers.map((layer) => own[layer][option] ?? 0),
@@ -371,7 +383,7 @@ function describeRun(run) {
 
 function listen() {
   for (const id of ["x", "y"]) $(id).addEventListener("change", () => { state[id] = $(id).value; draw(); });
-  for (const id of ["log", "bands"]) $(id).addEventListener("change", drawFront);
+  for (const id of ["log", "close", "bands"]) $(id).addEventListener("change", drawFront);
   $("curve").addEventListener("change", drawCurves);
   $("table").addEventListener("change", drawHeat);
   $("operand").addEventListener("change", drawShares);
