@@ -87,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_sweeps(command)
     _add_runs(command)
+    _add_compare(command)
     _add_exports(command)
     weights = command(
         "import-weights", commands.import_weights_of, "turn a public weight file into a checkpoint for model.weights"
@@ -175,6 +176,16 @@ def _add_runs(command: Command) -> None:
             several: dict[str, Any] = {"nargs": "+"} if name == "report" else {}
             added.add_argument("run", help="folder of a run, or its name or the beginning of it", **several)
         added.add_argument("--output", default="results", help="where runs are (default: results)")
+
+
+def _add_compare(command: Command) -> None:
+    """The command that takes two runs."""
+    text = "print and draw the difference between two runs, of the trials that both have, with confidence intervals"
+    added = command("compare", commands.compare, text)
+    for name in ("run_a", "run_b"):
+        added.add_argument(name, help="folder of a run, or its name or the beginning of it")
+    added.add_argument("--out", metavar="FOLDER", help="where compare-RUN_A.csv and .png go (default: the second run)")
+    added.add_argument("--output", default="results", help="where runs are (default: results)")
 
 
 def _add_exports(command: Command) -> None:

@@ -189,6 +189,19 @@ def report(options: argparse.Namespace) -> int:
     return OK
 
 
+def compare(options: argparse.Namespace) -> int:
+    """What differs between two runs."""
+    from qresearch.report.compare_runs import compare_runs, comparison_text, write_comparison
+    from qresearch.results import find_run
+
+    a, b = (find_run(Path(options.output).expanduser(), run) for run in (options.run_a, options.run_b))
+    found = compare_runs(a, b)
+    print(comparison_text(found))
+    for path in write_comparison(found, b.path if options.out is None else Path(options.out).expanduser()):
+        print(path)
+    return OK
+
+
 def status(options: argparse.Namespace) -> int:
     """How far a run is."""
     from qresearch.results import find_run

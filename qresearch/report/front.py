@@ -124,7 +124,7 @@ def problem_of(record: Record) -> Problem:
 
 def replicate(record: Record) -> tuple[tuple[str, int], ...]:
     """Every seed of a trial by dotted name; the trial's own has the name ``""``."""
-    seeds = {name: value for name, value in leaves(record.config) if _is_seed(name) and isinstance(value, int)}
+    seeds = {name: value for name, value in leaves(record.config) if is_seed(name) and isinstance(value, int)}
     return (("", record.seed), *sorted(seeds.items()))
 
 
@@ -132,7 +132,7 @@ def _group_key(record: Record) -> str:
     allocation = record.allocation
     # A budgeted allocator may find other bits for every seed; without a budget the bits are the point.
     bits = allocation["bits"] if allocation["budget"] is None else None
-    rest = {name: value for name, value in leaves(record.config) if not _is_seed(name)}
+    rest = {name: value for name, value in leaves(record.config) if not is_seed(name)}
     chosen = [allocation[name] for name in ("layers", "allocator", "budget", "treatment")]
     return content_hash([problem_of(record), record.flow, record.quantizer, chosen, bits, rest])
 
@@ -200,7 +200,7 @@ def _distinct_labels(points: list[Point], unfinished: Mapping[str, Sequence[Any]
     for point in points:
         configs = sharing[point.problem, point.label]
         own = dict(leaves(point.records[0].config))
-        names = sorted(name for config in configs for name in config if not _is_seed(name))
+        names = sorted(name for config in configs for name in config if not is_seed(name))
         differing = [n for n in dict.fromkeys(names) if any(c.get(n) != own.get(n) for c in configs)]
         extra = "".join(f" {name}={own.get(name)}" for name in differing)
         yield replace(point, label=point.label + extra)
@@ -215,5 +215,6 @@ def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
-def _is_seed(name: str) -> bool:
+def is_seed(name: str) -> bool:
+    """Whether the config entry of this dotted name is a seed."""
     return name.rpartition(".")[2] == "seed"
