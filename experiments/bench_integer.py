@@ -2,7 +2,8 @@
 
 Question: x [rows, K] times W [K, N] in float32 and bfloat16, against W8A8 (x quantized with a fixed scale, int8
   products summed in int32 by XLA) and weight-only int8 (per channel) and int4 (groups of 128) on bfloat16, which on
-  CUDA is our kernel and elsewhere plain XLA. --network: models of the zoo in float32, simulated at W8A8, and frozen.
+  CUDA is our kernel and elsewhere plain XLA. --network: models of the zoo in float32, simulated at W8A8, frozen in
+  integers, and frozen with weights of 4 bits and float inputs (dense layers by the kernel).
 Command: python experiments/bench_integer.py [--shape 1x4096x4096 ...] [--network resnet20 ...] [--json FILE]
   On a GPU: --tune first. It measures the blocks of the kernel and keeps them in qresearch/kernels/blocks.json.
 Time: two minutes for the shapes on two CPU cores.
@@ -201,13 +202,17 @@ def network_rows(name: str, batches: list[int], repeats: int) -> Iterator[dict[s
         quantized = qr.quantize_model(model.apply, variables, x, (rule,))
         bits = jnp.full((len(quantized.layers), 2), 8.0)
         qparams = jax.jit(quantized.init)(variables, x, bits)
-        frozen = freeze(quantized, variables, qparams, np.asarray(bits))
-        integer = sum(layer.path == "integer" for layer in frozen.layers)
         steps = {
             "float32": (jax.jit(model.apply), variables, x),
             "simulated W8A8": (jax.jit(functools.partial(quantized.apply, bits=bits)), variables, qparams, x),
-            f"integers ({integer} of {len(frozen.layers)} layers)": (jax.jit(frozen.forward), frozen.arrays, x),
         }
+        for label, path, row in (("W8A8", "integer", (8, 8)), ("W4A32", "weight_only", (4, 32))):
+            bits = np.full((len(quantized.layers), 2), row)
+            qparams = jax.jit(quantized.init)(variables, x, jnp.asarray(bits, jnp.float32))
+            frozen = freeze(quantized, variables, qparams, bits).prepared()
+            count = sum(layer.path == path for layer in frozen.layers)
+            method = f"{label} {path} ({count} of {len(frozen.layers)})"
+            steps[method] = (jax.jit(frozen.forward), frozen.arrays, x)
         runs = {method: functools.partial(seconds, *step) for method, step in steps.items()}
         for method, found in timed(runs, repeats, "float32"):
             yield {"case": f"{name}, batch {batch}", "method": method, **found}

@@ -87,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_sweeps(command)
     _add_runs(command)
+    _add_compare(command)
     _add_exports(command)
     _add_figure(command)
     weights = command(
@@ -161,7 +162,7 @@ def _add_runs(command: Command) -> None:
     """The commands that take a run, and the list of all."""
     for name, run, text in (
         ("resume", commands.resume, "run what a run has not finished, from the config that it keeps"),
-        ("report", commands.report, "write front.csv, allocations.csv, front.png and report.html of a run again"),
+        ("report", commands.report, "write the interactive page of runs, and the tables and pictures of a single one"),
         ("show", commands.show, "print a run: its front, failures and damaged files"),
         ("status", commands.status, "say how far a run is, also while it is written: states, attempts, failures"),
         ("runs", commands.runs, "list the runs in the output folder"),
@@ -170,9 +171,22 @@ def _add_runs(command: Command) -> None:
         if name == "resume":
             added.set_defaults(set=[])
             _with_engine(added)
+        if name == "report":
+            added.add_argument("--out", metavar="PATH", help="the page (default: explorer.html in the first run)")
         if name != "runs":
-            added.add_argument("run", help="folder of a run, or its name or the beginning of it")
+            several: dict[str, Any] = {"nargs": "+"} if name == "report" else {}
+            added.add_argument("run", help="folder of a run, or its name or the beginning of it", **several)
         added.add_argument("--output", default="results", help="where runs are (default: results)")
+
+
+def _add_compare(command: Command) -> None:
+    """The command that takes two runs."""
+    text = "print and draw the difference between two runs, of the trials that both have, with confidence intervals"
+    added = command("compare", commands.compare, text)
+    for name in ("run_a", "run_b"):
+        added.add_argument(name, help="folder of a run, or its name or the beginning of it")
+    added.add_argument("--out", metavar="FOLDER", help="where compare-RUN_A.csv and .png go (default: the second run)")
+    added.add_argument("--output", default="results", help="where runs are (default: results)")
 
 
 def _add_exports(command: Command) -> None:

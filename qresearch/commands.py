@@ -177,10 +177,28 @@ def resume(options: argparse.Namespace) -> int:
 
 
 def report(options: argparse.Namespace) -> int:
-    """The report of a run, written again."""
+    """The interactive page of some runs; of a single one its other files, too, written again."""
+    from qresearch.report import write_explorer
     from qresearch.results import find_run
 
-    _write_report(find_run(Path(options.output).expanduser(), options.run))
+    runs = [find_run(Path(options.output).expanduser(), run) for run in options.run]
+    if len(runs) == 1:
+        _write_report(runs[0])
+    out = runs[0].path / "explorer.html" if options.out is None else Path(options.out).expanduser()
+    print(write_explorer(runs, out))
+    return OK
+
+
+def compare(options: argparse.Namespace) -> int:
+    """What differs between two runs."""
+    from qresearch.report.compare_runs import compare_runs, comparison_text, write_comparison
+    from qresearch.results import find_run
+
+    a, b = (find_run(Path(options.output).expanduser(), run) for run in (options.run_a, options.run_b))
+    found = compare_runs(a, b)
+    print(comparison_text(found))
+    for path in write_comparison(found, b.path if options.out is None else Path(options.out).expanduser()):
+        print(path)
     return OK
 
 

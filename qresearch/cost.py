@@ -23,6 +23,7 @@ from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 
 from qresearch.errors import ConfigError, did_you_mean
+from qresearch.registry import Registry
 
 FLOAT_BITS = 32  # what a float tensor is charged for
 SCALE_BITS = 32  # of a stored scale
@@ -107,23 +108,28 @@ def _bops(layers: LayerCounts, weight_bits: np.ndarray, input_bits: np.ndarray) 
     return layers.macs * weight_bits * input_bits
 
 
-COSTS: dict[str, Cost] = {
-    "size": Cost(_size, lambda layers: 8000.0, "kB", "storage of weights, scales and zero-points; 1 kB is 8000 bits"),
-    "bops": Cost(_bops, lambda layers: 1e6, "Mbops", "bit-operations per example, in millions"),
-    "relative_bops": Cost(
-        _bops,
-        lambda layers: max(float(np.sum(layers.macs)), 1.0) * FLOAT_BITS**2,
-        "of float",
-        "bit-operations as a share of those at 32 x 32 bits; W8A8 is 0.0625",
-    ),
-    "average_bits": Cost(
-        # At least 1: products of data store no weights, and cost none.
-        _weights,
-        lambda layers: max(float(np.sum(layers.elements)), 1.0),
-        "bits",
-        "weight bits, averaged over all weights",
-    ),
-}
+COSTS: Registry[Cost] = Registry(
+    "costs",
+    {
+        "size": Cost(
+            _size, lambda layers: 8000.0, "kB", "storage of weights, scales and zero-points; 1 kB is 8000 bits"
+        ),
+        "bops": Cost(_bops, lambda layers: 1e6, "Mbops", "bit-operations per example, in millions"),
+        "relative_bops": Cost(
+            _bops,
+            lambda layers: max(float(np.sum(layers.macs)), 1.0) * FLOAT_BITS**2,
+            "of float",
+            "bit-operations as a share of those at 32 x 32 bits; W8A8 is 0.0625",
+        ),
+        "average_bits": Cost(
+            # At least 1: products of data store no weights, and cost none.
+            _weights,
+            lambda layers: max(float(np.sum(layers.elements)), 1.0),
+            "bits",
+            "weight bits, averaged over all weights",
+        ),
+    },
+)
 
 
 def layer_counts(elements: ArrayLike, macs: ArrayLike, names: Sequence[str] = (), **others: ArrayLike) -> LayerCounts:

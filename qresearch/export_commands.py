@@ -51,7 +51,7 @@ def verify(options: argparse.Namespace) -> int:
     print(f"{found.examples} test examples; the test score in the record is {made.facts['score']['test']:.4f}")
     print(plain_table(HEADER, table_rows(found)))
     problems = found.problems(options.bound)
-    for text in (*(f"not run  {line}" for line in missing), *(f"differs  {line}" for line in problems)):
+    for text in (*found.bits(), *(f"not run  {line}" for line in missing), *(f"differs  {line}" for line in problems)):
         print(text)
     content = {**made.facts, **comparison_json(found, options.bound), "not_run": missing}
     write_sealed(run.path / "verify.json", {**content, "environment": environment()})

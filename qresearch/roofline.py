@@ -9,6 +9,7 @@ import numpy as np
 
 from qresearch.cost import Cost, LayerCounts
 from qresearch.errors import ConfigError, did_you_mean
+from qresearch.registry import Registry
 
 
 class Device(NamedTuple):
@@ -27,13 +28,16 @@ class Device(NamedTuple):
         return f"{self.bandwidth:g} GB/s; 10^12 operations/s: {peaks} ({self.source})"
 
 
-DEVICES: dict[str, Device] = {
-    # The peaks of 8 and 4 bits are of tensor cores in integers, that of 16 of tensor cores in half precision.
-    "t4": Device(320.0, {4: 260.0, 8: 130.0, 16: 65.0, 32: 8.1}, "NVIDIA T4 data sheet, 2019"),
-    "a100": Device(1555.0, {4: 1248.0, 8: 624.0, 16: 312.0, 32: 19.5}, "NVIDIA A100 40GB data sheet, 2020"),
-    "h100": Device(3350.0, {8: 1979.0, 16: 989.5, 32: 67.0}, "NVIDIA H100 SXM data sheet, 2023"),
-    "h200": Device(4800.0, {8: 1979.0, 16: 989.5, 32: 67.0}, "NVIDIA H200 SXM data sheet, 2024"),
-}
+DEVICES: Registry[Device] = Registry(
+    "devices",
+    {
+        # The peaks of 8 and 4 bits are of tensor cores in integers, that of 16 of tensor cores in half precision.
+        "t4": Device(320.0, {4: 260.0, 8: 130.0, 16: 65.0, 32: 8.1}, "NVIDIA T4 data sheet, 2019"),
+        "a100": Device(1555.0, {4: 1248.0, 8: 624.0, 16: 312.0, 32: 19.5}, "NVIDIA A100 40GB data sheet, 2020"),
+        "h100": Device(3350.0, {8: 1979.0, 16: 989.5, 32: 67.0}, "NVIDIA H100 SXM data sheet, 2023"),
+        "h200": Device(4800.0, {8: 1979.0, 16: 989.5, 32: 67.0}, "NVIDIA H200 SXM data sheet, 2024"),
+    },
+)
 PICOSECONDS = 1e9  # in a millisecond
 
 

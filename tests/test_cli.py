@@ -31,6 +31,7 @@ COMMANDS = (
     "show",
     "status",
     "runs",
+    "compare",
     "export",
     "verify",
     "import-weights",
@@ -280,5 +281,5 @@ def test_report_writes_the_files_again(finished_sweep, tmp_path, capsys):
     for name in names:
         (folder / name).unlink()
     assert main(["report", "small", "--output", str(output)]) == 0
-    assert capsys.readouterr().out.splitlines()[-6:] == [str(folder / name) for name in names]
+    assert capsys.readouterr().out.splitlines()[-7:] == [str(folder / name) for name in (*names, "explorer.html")]
     assert {name: (folder / name).read_bytes() for name in names[:3]} == {name: before[name] for name in names[:3]}

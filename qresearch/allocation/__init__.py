@@ -6,18 +6,22 @@ from qresearch.allocation import annealing, bayesian, exact, gibbs, greedy, lagr
 from qresearch.allocation.budgets import check_budgets
 from qresearch.allocation.problem import Allocator, Measure, Problem, merge_groups
 from qresearch.allocation.refine import refine
+from qresearch.registry import Registry
 
-ALLOCATORS: dict[str, Allocator] = {
-    "annealing": annealing.allocate,
-    "bayesian": bayesian.allocate,
-    "exact": exact.allocate,
-    "gibbs": gibbs.allocate,
-    "greedy": greedy.allocate,
-    "lagrangian": lagrangian.allocate,
-    "milp": milp.allocate,
-    "nsga2": nsga2.allocate,
-    "random": random.allocate,
-    "uniform": uniform.allocate,
-}
+ALLOCATORS: Registry[Allocator] = Registry(
+    "allocators",
+    {
+        "annealing": annealing.allocate,
+        "bayesian": bayesian.allocate,
+        "exact": exact.allocate,
+        "gibbs": gibbs.allocate,
+        "greedy": greedy.allocate,
+        "lagrangian": lagrangian.allocate,
+        "milp": milp.allocate,
+        "nsga2": nsga2.allocate,
+        "random": random.allocate,
+        "uniform": uniform.allocate,
+    },
+)
 
 __all__ = ["ALLOCATORS", "Allocator", "Measure", "Problem", "check_budgets", "merge_groups", "refine"]

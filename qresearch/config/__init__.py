@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from qresearch.config.halving import HalvingConfig
-from qresearch.config.identity import FREE, config_hash, file_label, resolved, search_name, trial_label
+from qresearch.config.identity import (
+    FREE,
+    config_hash,
+    distinct_labels,
+    file_label,
+    identity_of,
+    resolved,
+    search_name,
+    trial_label,
+)
 from qresearch.config.load import (
     SweepConfig,
     any_run,
@@ -53,10 +62,12 @@ __all__ = [
     "any_run",
     "check_names",
     "config_hash",
+    "distinct_labels",
     "expand",
     "file_label",
     "from_mapping",
     "halving_of",
+    "identity_of",
     "load",
     "resolved",
     "search_name",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from qresearch.config.schema import RunConfig
@@ -20,14 +21,18 @@ def resolved(config: RunConfig) -> dict[str, Any]:
     return config.model_dump(mode="json", by_alias=True)
 
 
+def identity_of(config: RunConfig) -> dict[str, Any]:
+    """``resolved`` without what is in ``FREE``: the config in a trial's record."""
+    return {name: value for name, value in resolved(config).items() if name not in FREE}
+
+
 def config_hash(config: RunConfig) -> str:
     """The SHA-256 of the resolved config as canonical JSON (sorted keys, no spaces), as 64 hexadecimal digits.
 
     What is in ``FREE`` is left out: moving, renaming or drawing results, or where they ran, does not change what they
     are.
     """
-    values = {key: value for key, value in resolved(config).items() if key not in FREE}
-    text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(identity_of(config), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
@@ -37,6 +42,36 @@ def trial_label(config: RunConfig) -> str:
     if config.flow != "float":
         steps += [_quantizers(config), *(method.name for method in config.ptq), _allocation(config)]
     return file_label("-".join([*steps, f"seed{config.seed}"]))
+
+
+def distinct_labels(configs: Collection[RunConfig]) -> dict[str, str]:
+    """{key: label} of trials, for people: to labels that several share, the entries in which those differ are added."""
+    sharing: dict[str, dict[str, dict[str, Any]]] = {}
+    for config in configs:
+        sharing.setdefault(trial_label(config), {})[config_hash(config)] = {}
+    several = {label for label, members in sharing.items() if len(members) > 1}
+    for config in configs if several else ():
+        if (label := trial_label(config)) in several:
+            sharing[label][config_hash(config)] = dict(_entries(identity_of(config)))
+    return {
+        key: " ".join([label, *(f"{name}={own.get(name)}" for name in _differing(members.values()))])
+        for label, members in sharing.items()
+        for key, own in members.items()
+    }
+
+
+def _differing(members: Collection[Mapping[str, Any]]) -> list[str]:
+    first, names = next(iter(members)), dict.fromkeys(name for member in members for name in member)
+    return [name for name in names if any(member.get(name) != first.get(name) for member in members)]
+
+
+def _entries(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """The entries of nested mappings by dotted name."""
+    if isinstance(value, Mapping) and value:
+        for key, item in value.items():
+            yield from _entries(item, f"{name}.{key}" if name else key)
+    else:
+        yield name, value
 
 
 def file_label(text: str) -> str:

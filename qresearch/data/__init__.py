@@ -10,16 +10,20 @@ from qresearch.data.digits import load_digits
 from qresearch.data.imagefolder import load_imagefolder
 from qresearch.data.mnist import load_fashion_mnist, load_mnist
 from qresearch.data.text import load_text
+from qresearch.registry import Registry
 
-DATASETS: dict[str, Loader] = {
-    "digits": load_digits,
-    "mnist": load_mnist,
-    "fashion_mnist": load_fashion_mnist,
-    "cifar10": load_cifar10,
-    "cifar100": load_cifar100,
-    "imagefolder": load_imagefolder,
-    "text": load_text,
-    "digit_scenes": load_digit_scenes,
-}
+DATASETS: Registry[Loader] = Registry(
+    "data",
+    {
+        "digits": load_digits,
+        "mnist": load_mnist,
+        "fashion_mnist": load_fashion_mnist,
+        "cifar10": load_cifar10,
+        "cifar100": load_cifar100,
+        "imagefolder": load_imagefolder,
+        "text": load_text,
+        "digit_scenes": load_digit_scenes,
+    },
+)
 
 __all__ = ["DATASETS", "Dataset", "Loader", "Split", "Streamed", "epoch_permutation", "resolve_folder"]

@@ -12,13 +12,17 @@ from qresearch.engines.local import Local, gpus
 from qresearch.engines.slurm import check_slurm, slurm
 from qresearch.errors import ConfigError, did_you_mean
 from qresearch.options import check_options
+from qresearch.registry import Registry
 
-ENGINES: Mapping[str, MakeEngine] = {
-    "inline": Inline,
-    "local": Local,
-    "dask": dask,
-    "slurm": slurm,
-}
+ENGINES: Registry[MakeEngine] = Registry(
+    "engines",
+    {
+        "inline": Inline,
+        "local": Local,
+        "dask": dask,
+        "slurm": slurm,
+    },
+)
 
 
 # What else can be said of an engine's options before it starts.

@@ -16,23 +16,27 @@ from qresearch.models.resnet_imagenet import resnet18, resnet50
 from qresearch.models.vgg7 import vgg7
 from qresearch.models.vit import vit_tiny
 from qresearch.models.weights import load_npz
+from qresearch.registry import Registry
 
-MODELS: dict[str, Factory] = {
-    "mlp": mlp,
-    "digits_cnn": digits_cnn,
-    "nnx_cnn": nnx_cnn,
-    "lenet5": lenet5,
-    "vgg7": vgg7,
-    "resnet20": resnet20,
-    "resnet32": resnet32,
-    "resnet56": resnet56,
-    "preact_resnet20": preact_resnet20,
-    "resnet18": resnet18,
-    "resnet50": resnet50,
-    "mobilenet_v2": mobilenet_v2,
-    "vit_tiny": vit_tiny,
-    "gpt": gpt,
-    "detector": detector,
-}
+MODELS: Registry[Factory] = Registry(
+    "models",
+    {
+        "mlp": mlp,
+        "digits_cnn": digits_cnn,
+        "nnx_cnn": nnx_cnn,
+        "lenet5": lenet5,
+        "vgg7": vgg7,
+        "resnet20": resnet20,
+        "resnet32": resnet32,
+        "resnet56": resnet56,
+        "preact_resnet20": preact_resnet20,
+        "resnet18": resnet18,
+        "resnet50": resnet50,
+        "mobilenet_v2": mobilenet_v2,
+        "vit_tiny": vit_tiny,
+        "gpt": gpt,
+        "detector": detector,
+    },
+)
 
 __all__ = ["MODELS", "Factory", "Model", "State", "Variables", "load_npz"]

@@ -23,21 +23,25 @@ from qresearch.ptq.qdrop import qdrop
 from qresearch.ptq.reestimate_batchnorm import reestimate_batchnorm
 from qresearch.ptq.smoothquant import smoothquant
 from qresearch.ptq.state import Method, Quantized, before_rounding
+from qresearch.registry import Registry
 
-PTQ: dict[str, Callable[..., Method]] = {
-    "fold_batchnorm": before_rounding(fold_batchnorm),
-    "equalize": before_rounding(equalize),
-    "smoothquant": before_rounding(smoothquant),
-    "awq": awq,
-    "hadamard": hadamard,
-    "prune": prune,
-    "adaround": adaround,
-    "brecq": brecq,
-    "qdrop": qdrop,
-    "gptq": gptq,
-    "bias_correction": bias_correction,
-    "reestimate_batchnorm": reestimate_batchnorm,
-}
+PTQ: Registry[Callable[..., Method]] = Registry(
+    "ptq",
+    {
+        "fold_batchnorm": before_rounding(fold_batchnorm),
+        "equalize": before_rounding(equalize),
+        "smoothquant": before_rounding(smoothquant),
+        "awq": awq,
+        "hadamard": hadamard,
+        "prune": prune,
+        "adaround": adaround,
+        "brecq": brecq,
+        "qdrop": qdrop,
+        "gptq": gptq,
+        "bias_correction": bias_correction,
+        "reestimate_batchnorm": reestimate_batchnorm,
+    },
+)
 
 
 # These make the ranges anew from a float model, so nothing that has changed kernels may have run.

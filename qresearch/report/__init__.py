@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from qresearch.cost import COSTS
@@ -13,8 +13,10 @@ from qresearch.report.additivity import additivity_rows
 from qresearch.report.benchmark import HEADER as BENCHMARK_HEADER
 from qresearch.report.benchmark import degradation_csv, degradation_rows, degradations
 from qresearch.report.compare import mixed_versus_uniform, paired_difference
+from qresearch.report.explorer import NEEDS, explorer_html
+from qresearch.report.explorer_data import config_text, environment_texts
 from qresearch.report.figure import front_png
-from qresearch.report.front import Point, direction, front, points_of
+from qresearch.report.front import Point, direction, front, points_of, points_of_run
 from qresearch.report.html import Section, report_html
 from qresearch.report.posterior import ABOUT as POSTERIOR
 from qresearch.report.posterior import HEADER as POSTERIOR_HEADER
@@ -33,7 +35,7 @@ from qresearch.report.table import (
     rich_table,
 )
 from qresearch.report.terminal import comparisons, run_tables
-from qresearch.results.atomic import read_bytes, write_bytes, write_text
+from qresearch.results.atomic import write_bytes, write_text
 from qresearch.results.record import Record
 from qresearch.results.run_folder import RunFolder, Stored
 
@@ -54,6 +56,7 @@ __all__ = [
     "points_of",
     "rich_table",
     "run_tables",
+    "write_explorer",
     "write_report",
 ]
 
@@ -66,7 +69,7 @@ def write_report(run: RunFolder) -> list[Path]:
     Returns their paths. ``DataError`` if no trial of the run has finished.
     """
     stored = run.records()
-    points = points_of(stored.records)
+    points = points_of_run(run, stored.records)
     if not points:
         failed = sum(record.status == "failed" for record in stored.records)
         raise DataError(
@@ -90,6 +93,15 @@ def write_report(run: RunFolder) -> list[Path]:
         compared = search_points(points)
         write_bytes(paths[-1], front_png(compared, front(compared, cost), cost))
     return paths + _write_beliefs(run, beliefs(points), settings.get("cost", "average_bits"))
+
+
+def write_explorer(runs: Sequence[RunFolder], out: Path) -> str:
+    """Writes the interactive page of these runs; returns its path, or what must be installed for it, as one line."""
+    page = explorer_html(runs)
+    if page is None:
+        return f"no interactive page: it needs Plotly; {NEEDS}"
+    write_text(out, page)
+    return str(out)
 
 
 def _write_beliefs(run: RunFolder, found: list[Belief], cost: str) -> list[Path]:
@@ -127,9 +139,8 @@ def _sections(run: RunFolder, stored: Stored, points: tuple[Point, ...], on_fron
         sections.append(Section("Invalid records", "Left out of everything above.", ("file", "reason"), invalid))
     treatments = sorted({point.treatment for point in points})
     sections.append(Section("Pinned layers", " · ".join(treatments)))
-    sections.append(Section("Config", "", preformatted=_config_text(run)))
-    environments = sorted({json.dumps(record.environment, indent=1, sort_keys=True) for record in done})
-    sections.append(Section("Environment", "", preformatted="\n".join(environments)))
+    sections.append(Section("Config", "", preformatted=config_text(run)))
+    sections.append(Section("Environment", "", preformatted="\n".join(environment_texts(done))))
     return sections
 
 
@@ -142,13 +153,6 @@ def _comparison(run: RunFolder, done: list[Record]) -> Section:
     if not rows:
         return Section("Mixed against uniform", "No mixed and uniform allocation of equal average bits in this run.")
     return Section("Mixed against uniform", about, COMPARISON_HEADER, rows)
-
-
-def _config_text(run: RunFolder) -> str:
-    source = run.path / "sweep.yaml"
-    if source.is_file():
-        return read_bytes(source).decode("utf-8", errors="replace")
-    return json.dumps(run.sweep, indent=1, sort_keys=True)
 
 
 def _picture_text(points: tuple[Point, ...], on_front: tuple[int, ...]) -> str:

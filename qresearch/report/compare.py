@@ -17,6 +17,8 @@ Seeds = tuple[tuple[str, int], ...]
 UNIFORM = "uniform"
 BUDGET_TOLERANCE = 0.05  # average bits: a mixed allocation rarely spends its budget to the last weight
 _SCOPES = {1: " (one seed: holds for new test examples only)", 2: " (two seeds: a rough interval)"}
+NO_EXAMPLES = "not every trial kept its per-example scores"
+OTHER_EXAMPLES = "tested on other numbers of examples"
 _CHUNK = 2_000_000  # resampled examples held at once: 16 MB
 
 
@@ -27,6 +29,18 @@ class Difference(NamedTuple):
     low: float
     high: float
     share_above_zero: float
+
+
+class Paired(NamedTuple):
+    """Mean test scores of two points a and b over ``seeds`` common seeds (none: NaN), and a − b with its interval where
+    all per-example scores are there; otherwise ``unknown`` says why.
+    """
+
+    a: float
+    b: float
+    difference: Difference | None
+    seeds: int
+    unknown: str = NO_EXAMPLES
 
 
 class Comparison(NamedTuple):
@@ -104,26 +118,41 @@ def _treated(point: Point) -> tuple[Any, ...]:
 
 def _compare(uniform: Point, mixed: Point, examples: Mapping[str, npt.ArrayLike]) -> Iterator[Comparison]:
     """The row of one pair, over the seeds that both have; none if they share no seed."""
-    ours, theirs = _by_seeds(mixed, uniform)
+    paired = pair(mixed, uniform, examples, examples)
+    if paired.seeds:
+        yield Comparison(
+            uniform=uniform.label,
+            mixed=mixed.label,
+            average_bits=uniform.costs["average_bits"],
+            mixed_average_bits=mixed.costs["average_bits"],
+            uniform_score=paired.b,
+            mixed_score=paired.a,
+            difference=paired.difference,
+            seeds=paired.seeds,
+            real=in_words(paired, "mixed", uniform.problem.higher_is_better),
+        )
+
+
+def pair(
+    a: Point, b: Point, examples_a: Mapping[str, npt.ArrayLike], examples_b: Mapping[str, npt.ArrayLike]
+) -> Paired:
+    """Two points held against each other, with their per-example test scores ([example]) by record key."""
+    ours, theirs = _by_seeds(a, b)
     common = sorted(set(ours) & set(theirs))
     if not common:
-        return
-    mixed_records, uniform_records = [ours[s] for s in common], [theirs[s] for s in common]
+        return Paired(np.nan, np.nan, None, 0)
+    records_a, records_b = [ours[s] for s in common], [theirs[s] for s in common]
     difference = None
-    if all(record.key in examples for record in mixed_records + uniform_records):
-        a, b = (_stack(group, examples) for group in (mixed_records, uniform_records))
-        difference = paired_difference(a, b)
-    yield Comparison(
-        uniform=uniform.label,
-        mixed=mixed.label,
-        average_bits=uniform.costs["average_bits"],
-        mixed_average_bits=mixed.costs["average_bits"],
-        uniform_score=float(np.mean([r.metrics["test"]["score"] for r in uniform_records])),
-        mixed_score=float(np.mean([r.metrics["test"]["score"] for r in mixed_records])),
-        difference=difference,
-        seeds=len(common),
-        real=_in_words(difference, len(common), uniform.problem.higher_is_better),
-    )
+    if all(r.key in examples_a for r in records_a) and all(r.key in examples_b for r in records_b):
+        scores_a, scores_b = _stack(records_a, examples_a), _stack(records_b, examples_b)
+        if scores_a.shape != scores_b.shape:
+            return Paired(_mean_score(records_a), _mean_score(records_b), None, len(common), OTHER_EXAMPLES)
+        difference = paired_difference(scores_a, scores_b)
+    return Paired(_mean_score(records_a), _mean_score(records_b), difference, len(common))
+
+
+def _mean_score(records: list[Record]) -> float:
+    return float(np.mean([record.metrics["test"]["score"] for record in records]))
 
 
 def _by_seeds(a: Point, b: Point) -> list[dict[Seeds, Record]]:
@@ -136,13 +165,14 @@ def _by_seeds(a: Point, b: Point) -> list[dict[Seeds, Record]]:
     ]
 
 
-def _in_words(difference: Difference | None, seeds: int, higher_is_better: bool) -> str:
-    if difference is None:
-        return "unknown: not every trial kept its per-example scores"
-    scope = _SCOPES.get(seeds, "")
-    if difference.low <= 0 <= difference.high:
+def in_words(paired: Paired, name: str, higher_is_better: bool) -> str:
+    """Whether the difference is real; ``name`` is what a is called."""
+    if paired.difference is None:
+        return f"unknown: {paired.unknown}"
+    scope = _SCOPES.get(paired.seeds, "")
+    if paired.difference.low <= 0 <= paired.difference.high:
         return "no, the interval holds 0" + scope
-    return f"yes, mixed is {'better' if (difference.low > 0) == higher_is_better else 'worse'}" + scope
+    return f"yes, {name} is {'better' if (paired.difference.low > 0) == higher_is_better else 'worse'}" + scope
 
 
 def _stack(records: list[Record], examples: Mapping[str, Any]) -> Float[np.ndarray, "seed example"]:

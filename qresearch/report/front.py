@@ -10,10 +10,12 @@ import collections
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from qresearch.pareto import pareto_front
 from qresearch.results.record import Record, content_hash
+from qresearch.results.run_folder import RunFolder
 
 
 class Estimate(NamedTuple):
@@ -73,15 +75,28 @@ def estimate(values: Sequence[float]) -> Estimate:
     return Estimate(mean, math.sqrt(variance / seeds), seeds)
 
 
-def points_of(records: Iterable[Record]) -> tuple[Point, ...]:
-    """The points of a run's records, float first, then by series and average bits. Failed trials are left out."""
+def points_of_run(run: RunFolder, records: Iterable[Record]) -> tuple[Point, ...]:
+    """``points_of``, whose labels tell them from trials of the run that were not finished, too: of several learning
+    rates, a sweep may have stopped all but one.
+    """
+    listed = list(records)
+    return points_of(listed, run.unfinished({record.key for record in listed if record.status == "done"}))
+
+
+def points_of(
+    records: Iterable[Record], unfinished: Mapping[str, Sequence[Any]] = MappingProxyType({})
+) -> tuple[Point, ...]:
+    """The points of a run's records, float first, then by series and average bits. Failed trials are left out.
+
+    unfinished: {label: configs} of trials without a record.
+    """
     groups = collections.defaultdict(list)
     for record in records:
         if record.status == "done":
             groups[_group_key(record)].append(record)
     points = [_point(sorted(group, key=replicate)) for group in groups.values()]
     points.sort(key=lambda p: (p.problem, p.flow != "float", p.series, p.costs["average_bits"], p.records[0].key))
-    return tuple(_distinct_labels(points))
+    return tuple(_distinct_labels(points, unfinished))
 
 
 def front(points: Sequence[Point], cost: str = "average_bits") -> tuple[int, ...]:
@@ -109,7 +124,7 @@ def problem_of(record: Record) -> Problem:
 
 def replicate(record: Record) -> tuple[tuple[str, int], ...]:
     """Every seed of a trial by dotted name; the trial's own has the name ``""``."""
-    seeds = {name: value for name, value in _leaves(record.config) if _is_seed(name) and isinstance(value, int)}
+    seeds = {name: value for name, value in leaves(record.config) if is_seed(name) and isinstance(value, int)}
     return (("", record.seed), *sorted(seeds.items()))
 
 
@@ -117,7 +132,7 @@ def _group_key(record: Record) -> str:
     allocation = record.allocation
     # A budgeted allocator may find other bits for every seed; without a budget the bits are the point.
     bits = allocation["bits"] if allocation["budget"] is None else None
-    rest = {name: value for name, value in _leaves(record.config) if not _is_seed(name)}
+    rest = {name: value for name, value in leaves(record.config) if not is_seed(name)}
     chosen = [allocation[name] for name in ("layers", "allocator", "budget", "treatment")]
     return content_hash([problem_of(record), record.flow, record.quantizer, chosen, bits, rest])
 
@@ -175,28 +190,31 @@ def _allocation_text(record: Record) -> str:
     return "W{:g}A{:g}".format(*pairs.most_common(1)[0][0]) if pairs else "-"
 
 
-def _distinct_labels(points: list[Point]) -> Iterator[Point]:
+def _distinct_labels(points: list[Point], unfinished: Mapping[str, Sequence[Any]]) -> Iterator[Point]:
     """Adds to labels that several points share the config entries in which those points differ."""
     sharing = collections.defaultdict(list)
     for point in points:
-        sharing[point.problem, point.label].append(dict(_leaves(point.records[0].config)))
+        sharing[point.problem, point.label].append(dict(leaves(point.records[0].config)))
+        for label in {record.label for record in point.records}:
+            sharing[point.problem, point.label] += [dict(leaves(config)) for config in unfinished.get(label, ())]
     for point in points:
         configs = sharing[point.problem, point.label]
-        own = dict(_leaves(point.records[0].config))
-        names = sorted(name for config in configs for name in config if not _is_seed(name))
+        own = dict(leaves(point.records[0].config))
+        names = sorted(name for config in configs for name in config if not is_seed(name))
         differing = [n for n in dict.fromkeys(names) if any(c.get(n) != own.get(n) for c in configs)]
         extra = "".join(f" {name}={own.get(name)}" for name in differing)
         yield replace(point, label=point.label + extra)
 
 
-def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """The entries of a nested config by dotted name; lists count as entries."""
     if isinstance(value, Mapping) and value:
         for key, item in value.items():
-            yield from _leaves(item, f"{name}.{key}" if name else key)
+            yield from leaves(item, f"{name}.{key}" if name else key)
     else:
         yield name, value
 
 
-def _is_seed(name: str) -> bool:
+def is_seed(name: str) -> bool:
+    """Whether the config entry of this dotted name is a seed."""
     return name.rpartition(".")[2] == "seed"

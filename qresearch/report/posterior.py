@@ -45,19 +45,22 @@ class Belief(NamedTuple):
 
 def beliefs(points: Sequence[Point]) -> list[Belief]:
     """The beliefs in the records of these points, those of the first seed of each."""
-    found = []
-    for point in points:
-        record = min(point.records, key=lambda record: record.seed)
-        taken = record.metrics.get("search", {})
-        if posterior := taken.get("posterior"):
-            found.append(Belief(point.label, record, {"": posterior["probabilities"]}, posterior))
-        elif shares := taken.get("shares"):
-            operands = {
-                operand: {layer: both[operand] for layer, both in shares.items() if len(both[operand]) > 1}
-                for operand in ("weight", "input")
-            }
-            found.append(Belief(point.label, record, {name: own for name, own in operands.items() if own}, {}))
-    return found
+    firsts = ((point.label, min(point.records, key=lambda record: record.seed)) for point in points)
+    return [belief for label, record in firsts if (belief := belief_of(label, record)) is not None]
+
+
+def belief_of(label: str, record: Record) -> Belief | None:
+    """The belief in a record; None where its bits were not searched for, or nothing is said of how sure that is."""
+    taken = record.metrics.get("search", {})
+    if posterior := taken.get("posterior"):
+        return Belief(label, record, {"": posterior["probabilities"]}, posterior)
+    if shares := taken.get("shares"):
+        operands = {
+            operand: {layer: both[operand] for layer, both in shares.items() if len(both[operand]) > 1}
+            for operand in ("weight", "input")
+        }
+        return Belief(label, record, {name: own for name, own in operands.items() if own}, {})
+    return None
 
 
 def posterior_rows(found: Sequence[Belief]) -> list[tuple[str, ...]]:

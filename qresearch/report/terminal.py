@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from qresearch.errors import DataError
 from qresearch.report.additivity import HEADER, additivity_rows
 from qresearch.report.compare import Comparison, mixed_versus_uniform
-from qresearch.report.front import direction, front, points_of
+from qresearch.report.front import direction, front, points_of_run
 from qresearch.report.searches import HEADER as SEARCHES
 from qresearch.report.searches import report_settings, search_rows
 from qresearch.report.table import COMPARISON_HEADER, FRONT_HEADER, comparison_rows, front_rows, plain_table
@@ -20,7 +20,7 @@ def run_tables(run: RunFolder) -> Iterator[str]:
     stored = run.records()
     if not stored.records and not stored.invalid:
         raise DataError(f"{run.path}: no finished trial yet; run the sweep again")
-    points = points_of(stored.records)
+    points = points_of_run(run, stored.records)
     if points:
         title = "; ".join(filter(None, ("front (*: on it by validation score; scores: test", direction(points))))
         yield f"{title})\n" + plain_table(FRONT_HEADER, front_rows(points, front(points)))

@@ -9,6 +9,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from qresearch.registry import extensions
+
 _PACKAGES = ("jax", "flax", "optax", "numpy", "qresearch")
 
 
@@ -22,7 +24,11 @@ def environment() -> dict[str, Any]:
     devices = jax.devices()
     commit, dirty = _commit(Path(__file__).resolve().parent)
     return {
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: _version(name) for name in _PACKAGES},
+            **extensions(),
+        },
         "commit": commit,
         "dirty": dirty,
         "device": {"kind": devices[0].device_kind, "count": len(devices)},

@@ -13,7 +13,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -86,6 +86,15 @@ class RunFolder:
     def done(self) -> frozenset[str]:
         """The keys of all trials that have a valid record with status ``done``."""
         return frozenset(record.key for record in self.records().records if record.status == "done")
+
+    def unfinished(self, done: Collection[str]) -> dict[str, list[Any]]:
+        """{label: configs} of the trials that were begun or stopped, without those whose keys are ``done``."""
+        found: dict[str, list[Any]] = {}
+        for folder in _folders(self.path / "trials"):
+            content = _stored_config(folder)
+            if content is not None and content["key"] not in done:
+                found.setdefault(content["label"], []).append(content["config"])
+        return found
 
     def find_record(self, key: str) -> Record | None:
         """The record of a trial; None if there is none, or none that is valid with its examples."""
@@ -266,7 +275,14 @@ def _examples(folder: Path, record: Record) -> Examples | None:
 
 def _stored_key(folder: Path) -> str | None:
     """The key in ``config.json``; none if the file never got written or cannot be read."""
+    content = _stored_config(folder)
+    return None if content is None else content["key"]
+
+
+def _stored_config(folder: Path) -> dict[str, Any] | None:
+    """What ``start`` wrote; none if it never did or the file cannot be read."""
     try:
-        return str(json.loads(read_bytes(folder / "config.json"))["key"])
+        content = json.loads(read_bytes(folder / "config.json"))
+        return {"key": str(content["key"]), "label": str(content["label"]), "config": content["config"]}
     except (DataError, ValueError, KeyError, TypeError, RecursionError):
         return None

@@ -4,17 +4,21 @@ weights, and picks an option for every layer within each budget. To add one: wri
 
 from __future__ import annotations
 
+from qresearch.registry import Registry
 from qresearch.search.bayesian_bits import bayesian_bits
 from qresearch.search.dq import dq
 from qresearch.search.edmips import edmips
 from qresearch.search.fracbits import fracbits
 from qresearch.search.subject import Search, SearchSubject
 
-SEARCHES: dict[str, Search] = {
-    "bayesian_bits": bayesian_bits,
-    "dq": dq,
-    "edmips": edmips,
-    "fracbits": fracbits,
-}
+SEARCHES: Registry[Search] = Registry(
+    "searches",
+    {
+        "bayesian_bits": bayesian_bits,
+        "dq": dq,
+        "edmips": edmips,
+        "fracbits": fracbits,
+    },
+)
 
 __all__ = ["SEARCHES", "Search", "SearchSubject"]

@@ -14,6 +14,7 @@ from qresearch.evaluation import Batches
 from qresearch.options import check_options
 from qresearch.population import unchanged
 from qresearch.qmodel import Params, QParams, QuantizedModel
+from qresearch.registry import Registry
 from qresearch.sensitivities.additivity import Additivity, additivity
 from qresearch.sensitivities.fisher import fisher
 from qresearch.sensitivities.hawq_v1 import hawq_v1
@@ -27,15 +28,18 @@ from qresearch.sensitivities.sqnr import sqnr
 from qresearch.sensitivities.subject import Sensitivity, Subject
 from qresearch.tasks import Task
 
-SENSITIVITIES: dict[str, Callable[..., Sensitivity]] = {
-    "loss_increase": loss_increase,
-    "kl": kl,
-    "sqnr": sqnr,
-    "fisher": fisher,
-    "hawq_v1": hawq_v1,
-    "hawq_v2": hawq_v2,
-    "limpq": limpq,
-}
+SENSITIVITIES: Registry[Callable[..., Sensitivity]] = Registry(
+    "sensitivities",
+    {
+        "loss_increase": loss_increase,
+        "kl": kl,
+        "sqnr": sqnr,
+        "fisher": fisher,
+        "hawq_v1": hawq_v1,
+        "hawq_v2": hawq_v2,
+        "limpq": limpq,
+    },
+)
 
 
 def sensitivity(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from qresearch.registry import Registry
 from qresearch.suggesters.optuna import optuna
 from qresearch.suggesters.random import random
 from qresearch.suggesters.suggester import MakeSuggester, Settings, Suggester, propose
 
-SUGGESTERS: dict[str, MakeSuggester] = {
-    "random": random,
-    "optuna": optuna,
-}
+SUGGESTERS: Registry[MakeSuggester] = Registry(
+    "suggesters",
+    {
+        "random": random,
+        "optuna": optuna,
+    },
+)
 
 __all__ = ["SUGGESTERS", "MakeSuggester", "Settings", "Suggester", "propose"]

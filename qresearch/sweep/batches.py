@@ -7,7 +7,16 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 
-from qresearch.config import RunConfig, SweepConfig, config_hash, halving_of, suggest_ends, trial_label
+from qresearch.config import (
+    RunConfig,
+    SweepConfig,
+    config_hash,
+    distinct_labels,
+    halving_of,
+    identity_of,
+    suggest_ends,
+    trial_label,
+)
 from qresearch.devices import is_first
 from qresearch.engines import ENGINES, Deliver, Engine, Setting
 from qresearch.engines.local import gpus
@@ -33,20 +42,29 @@ class Batches:
     """
 
     def __init__(
-        self, sweep: SweepConfig, run: RunFolder, ledger: Ledger, done: Iterable[str], mirrors: Mirrors
+        self,
+        sweep: SweepConfig,
+        run: RunFolder,
+        ledger: Ledger,
+        done: Iterable[str],
+        mirrors: Mirrors,
+        display: Display,
     ) -> None:
         self._halving, self._run, self._ledger = halving_of(sweep), run, ledger
         self._seen = dict.fromkeys(suggest_ends(sweep))  # for the widths of groups, which no batch may change
         self.ran = self.found = self.stopped = 0
         self._labels: dict[str, str] = {}
-        self._done, self._mirrors = set(done), mirrors
+        self._done, self._mirrors, self._display = set(done), mirrors, display
 
     coordinator: Coordinator
 
     def execute(self, configs: Sequence[RunConfig]) -> None:
         """Runs those that have no record yet; returns when all have one, or are not worth it."""
         self._seen |= dict.fromkeys(configs)
-        self._ledger.add({config_hash(config): trial_label(config) for config in configs})
+        # Among all that are known, so that what a suggester proposes later has its entries in its label, too.
+        labels = distinct_labels(self._seen)
+        self._labels |= {config_hash(config): labels[config_hash(config)] for config in configs}
+        self._ledger.add({config_hash(config): labels[config_hash(config)] for config in configs})
         pending = [config for config in configs if config_hash(config) not in self._done]
         self._remove_checkpoints(set(configs) - set(pending))
         self.found += len(configs) - len(pending)
@@ -58,7 +76,6 @@ class Batches:
         else:
             self._work(pending)
             self.ran += len(pending)
-        self._labels |= {config_hash(config): trial_label(config) for config in configs}
 
     @property
     def failed(self) -> tuple[tuple[str, str], ...]:
@@ -69,6 +86,8 @@ class Batches:
         """A trial has a record."""
         if key not in self.coordinator.failures:
             self._done.add(key)
+            if (record := self._run.find_record(key)) is not None:
+                self._display.record(record)
         self._mirrors.log(key)
 
     def _failed(self, configs: Sequence[RunConfig]) -> set[RunConfig]:
@@ -76,6 +95,8 @@ class Batches:
 
     def _stop(self, config: RunConfig, why: str) -> None:
         self._ledger.stop(config_hash(config), why)
+        if is_first():  # its config stays, so that the front can say which of several trials was left
+            self._run.start(config_hash(config), trial_label(config), identity_of(config))
         self._remove_checkpoints([config])
 
     def _remove_checkpoints(self, configs: Iterable[RunConfig]) -> None:
@@ -118,7 +139,7 @@ def batches(
     """The engine of the sweep, of which ``first`` is any trial, starts with the first job and is stopped at the end.
     done: the keys of trials that have a record.
     """
-    chosen, made = first.engine, Batches(sweep, run, ledger, done, mirrors)
+    chosen, made = first.engine, Batches(sweep, run, ledger, done, mirrors, display)
     setting = Setting(chosen.workers, chosen.timeout, run.path.absolute() / "workers", WORKER, Jobs().run)
 
     def start(deliver: Deliver) -> Engine:

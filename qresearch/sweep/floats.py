@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,12 +20,11 @@ from qresearch.evaluation import make_batches
 from qresearch.keeper import Keeper
 from qresearch.models import Model, Variables
 from qresearch.results.sealed import read_sealed, write_sealed
+from qresearch.results.tables import float_identity
 from qresearch.sweep.assemble import Setup, example_of, load_weights, recipe_of, setup_of, shapes_of
 from qresearch.sweep.progress import Reporter, epochs_done
 from qresearch.tasks import Task
 from qresearch.training import Program, Recipe, Trained, Trainer, Trial, make_trainer
-
-_IDENTITY = ("task", "data", "model", "float")  # what float variables depend on, besides the seed
 
 
 class FloatModel(NamedTuple):
@@ -42,10 +39,7 @@ class FloatModel(NamedTuple):
 @functools.lru_cache(maxsize=20_000)
 def float_key(config: RunConfig) -> str:
     """What identifies the float variables of a run: the data, the model, the recipe and the seed."""
-    values = resolved(config)
-    identity = {name: values[name] for name in _IDENTITY} | {"batch": config.evaluate.batch_size}
-    seed = None if config.model.weights else config.seed
-    return hashlib.sha256(json.dumps([identity, seed], sort_keys=True).encode()).hexdigest()[:16]
+    return float_identity(resolved(config))
 
 
 def float_group(config: RunConfig) -> tuple[Any, ...]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from qresearch.config import FREE, RunConfig, config_hash, resolved, search_name, trial_label
+from qresearch.config import RunConfig, config_hash, identity_of, search_name, trial_label
 from qresearch.cost import COSTS
 from qresearch.errors import ConfigError
 from qresearch.evaluation import Scores
@@ -59,7 +59,7 @@ def make_record(outcome: Outcome, model: QuantizedModel, task: Task) -> Record:
         status="done" if outcome.failure is None else "failed",
         reason=outcome.failure,
         # Where it ran and is stored is not what it is: a sweep that goes on elsewhere is the same sweep.
-        config={name: value for name, value in resolved(config).items() if name not in FREE},
+        config=identity_of(config),
         seed=config.seed,
         task=config.task,
         model=config.model.name,

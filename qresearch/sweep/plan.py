@@ -58,7 +58,9 @@ def read_piece(text: str, known: KnownNames | None = None) -> tuple[Path, Piece]
     try:
         configs = tuple(expand(from_mapping(values, "worker"), known)[0] for values in content["configs"])
     except ConfigError as error:
-        raise ConfigError(f"{error} (what a script registers is in its own process only: --engine inline)") from error
+        raise ConfigError(
+            f"{error} (what a script registers is in its own process only: --engine inline, or a package's entry point)"
+        ) from error
     return Path(content["run"]), Piece(content["kind"], configs, tuple(content["widths"]), content["until"])
 
 

@@ -13,14 +13,13 @@ from qresearch.config import (
     RunConfig,
     SweepConfig,
     any_run,
-    config_hash,
+    distinct_labels,
     expand,
     halving_of,
     resolved,
     suggest_ends,
     suggestion_of,
     sweep_identity,
-    trial_label,
 )
 from qresearch.devices import all_begin, is_first, meet
 from qresearch.engines import check_engine
@@ -108,8 +107,11 @@ def run_sweep(sweep: SweepConfig, source: str, display: Display, on_start: Calla
         if not is_first():  # of several processes the first one writes; the others need a ledger, and nobody reads it
             folder, display = Path(stack.enter_context(tempfile.TemporaryDirectory())), Silent()
         ledger = stack.enter_context(open_or_renew(folder, display.line))
-        done = run.done()
-        ledger.reconcile({config_hash(config): trial_label(config) for config in configs}, done)
+        found = [record for record in run.records().records if record.status == "done"]
+        done = frozenset(record.key for record in found)
+        for record in found:
+            display.record(record)
+        ledger.reconcile(distinct_labels(configs), done)
         mirrored = stack.enter_context(mirrors(first.trackers if is_first() else (), run, display.line))
         made = stack.enter_context(batches(sweep, first, run, ledger, done, display, mirrored))
         meet("all know what is done")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from qresearch.registry import Registry
 from qresearch.trackers.mlflow import mlflow
 from qresearch.trackers.tensorboard import tensorboard
 from qresearch.trackers.tracker import MakeTracker, Tracker
 from qresearch.trackers.wandb import wandb
 
-TRACKERS: dict[str, MakeTracker] = {
-    "tensorboard": tensorboard,
-    "mlflow": mlflow,
-    "wandb": wandb,
-}
+TRACKERS: Registry[MakeTracker] = Registry(
+    "trackers",
+    {
+        "tensorboard": tensorboard,
+        "mlflow": mlflow,
+        "wandb": wandb,
+    },
+)
 
 __all__ = ["TRACKERS", "MakeTracker", "Tracker"]

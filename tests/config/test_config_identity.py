@@ -10,7 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qresearch.config import FREE, RunConfig, config_hash, expand, from_mapping, load, resolved, trial_label
+from qresearch.config import (
+    FREE,
+    RunConfig,
+    config_hash,
+    distinct_labels,
+    expand,
+    from_mapping,
+    load,
+    resolved,
+    trial_label,
+)
 
 BASE: dict[str, Any] = {"name": "a", "flow": "qat", "allocation": {"bits": [4, 4]}}
 
@@ -162,3 +172,16 @@ def test_the_longest_label_fits_a_file_name_and_stays_in_its_folder() -> None:
     label = trial_label(run(seed=2**32 - 1, quantize=quantize, allocation=allocation))
     assert len(label) <= 100
     assert re.fullmatch(r"[A-Za-z0-9._+-]+", label)
+
+
+def test_equal_labels_are_told_apart_by_what_differs():
+    base = {"name": "a", "flow": "qat", "allocation": {"bits": [4, 4]}}
+    grid = {"qat.learning_rate": [0.1, 0.2], "seed": [0, 1]}
+    several = expand(from_mapping({**base, "sweep": {"grid": grid}}))
+    labels = distinct_labels(several)
+    assert labels.keys() == {config_hash(config) for config in several}
+    assert len(set(labels.values())) == 4
+    first = several[0]
+    assert labels[config_hash(first)] == f"{trial_label(first)} qat.learning_rate={first.qat.learning_rate}"
+    seeds = expand(from_mapping({**base, "sweep": {"grid": {"seed": [0, 1]}}}))
+    assert distinct_labels(seeds) == {config_hash(config): trial_label(config) for config in seeds}

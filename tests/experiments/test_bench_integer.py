@@ -74,7 +74,8 @@ def test_rows_are_printed_and_written(bench, monkeypatch, tmp_path, capsys):
         "ONNX Runtime int8",
         "float32",
         "simulated W8A8",
-        "integers (3 of 3 layers)",
+        "W8A8 integer (3 of 3)",
+        "W4A32 weight_only (3 of 3)",
     ]
     assert {row["case"] for row in rows} == {"2x128x64", "mlp, batch 2"}
     assert all(0 < row["least"] <= row["seconds"] <= row["most"] for row in rows)

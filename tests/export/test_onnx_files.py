@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from onnx_cases import ROUNDING, dense, draw, frozen_layer, frozen_of, sessions
 
-from qresearch.errors import ConfigError, DataError
+from qresearch.errors import DataError
 from qresearch.export.onnx import SESSION_OPTIONS, check_onnx, export_onnx, run_onnx, session, write_onnx
 from qresearch.rules import Rule, SiteRule
 
@@ -127,5 +127,5 @@ def test_a_fixed_batch_is_stated_and_filled():
 def test_a_missing_package_is_one_line(package, exported, monkeypatch, tmp_path):
     _, model, *_ = exported
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ConfigError, match=rf"{package} cannot be imported .*pip install 'qresearch\[export\]'"):
+    with pytest.raises(DataError, match=rf"{package} cannot be imported .*pip install 'qresearch\[export\]'"):
         sessions(model) if package == "onnxruntime" else write_onnx(tmp_path / "m.onnx", model)

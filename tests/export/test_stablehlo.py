@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 
@@ -11,9 +12,10 @@ import numpy as np
 import pytest
 from trained import uniform
 
-from qresearch.calibration import select
+from qresearch.calibration import calibrate, select
 from qresearch.errors import DataError
 from qresearch.evaluation import compiled_step
+from qresearch.export.formats import integer_forward
 from qresearch.export.stablehlo import (
     FIXED,
     PLATFORMS,
@@ -24,7 +26,10 @@ from qresearch.export.stablehlo import (
     run_model,
     save_program,
 )
+from qresearch.frozen import freeze
+from qresearch.models import MODELS
 from qresearch.prequantized import forward_of, prequantize
+from qresearch.qmodel import quantize_model
 from qresearch.sweep.bench import qat_program
 from qresearch.training import Recipe
 from qresearch.training_step import State, make_step, make_transform, trainable_of
@@ -91,6 +96,18 @@ def test_it_runs_where_qresearch_is_not(simulated, tmp_path):
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), np.asarray(function(x)))
+
+
+def test_integers_with_the_arrays_inside(tmp_path):
+    """Against the arrays as arguments: what the compiler could compute ahead, here BatchNorm's factors, is not."""
+    model, x = MODELS["digits_cnn"](10), jax.random.normal(jax.random.key(2), (20, 8, 8, 1))
+    variables = jax.jit(model.init)(jax.random.key(0), x)
+    variables["batch_stats"] = jax.tree.map(lambda leaf: jnp.linspace(0.1, 2.7, len(leaf)), variables["batch_stats"])
+    quantized, bits = quantize_model(model.apply, variables, x), uniform(4, 8, layers=6)
+    frozen = freeze(quantized, variables, select(calibrate(quantized, variables, x, [4, 8]), jnp.asarray(bits)), bits)
+    program = reloaded(tmp_path, export_model(functools.partial(integer_forward, frozen), x))
+    assert_bit_equal(program(x), frozen.apply(x))
+    assert (tmp_path / "program.stablehlo").stat().st_size < 0.5 * 4 * 25370  # the codes are inside as they are packed
 
 
 def test_the_training_step(trained_digits, tmp_path):

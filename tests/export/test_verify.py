@@ -50,9 +50,10 @@ def rows(comparison):
 def test_equal_executions_are_equal(batches):
     found = compared(batches)
     assert found.problems(0.0) == []
-    assert (found.examples, found.differing) == (EXAMPLES, 0)
+    assert found.examples == EXAMPLES
+    assert found.bits() == ["codes and integer: equal in every bit"]
     for row in found.rows:
-        assert (row.equal, row.difference) == (1.0, 0.0)
+        assert (row.equal, row.difference, row.other_bits) == (1.0, 0.0, 0)
     # Scores are the task's, of the real examples: the filling counts for nothing.
     x, y = doubled(np.concatenate(batches.inputs)), np.concatenate(batches.targets)
     loss, score = (np.asarray(part)[:EXAMPLES] for part in (TASK.loss(x, y), TASK.score(x, y)))
@@ -92,7 +93,8 @@ def last_bit(x):
 
 def test_codes_and_integers_must_agree_in_every_bit(batches):
     found = compared(batches, integer=last_bit)
-    assert found.rows[-1].equal == 1.0
+    assert rows(found)["integer"].equal == 1.0
+    assert found.bits() == ["codes and integer: differ in 3 of 25 examples"]
     # One example of each batch: of the last batch too, of whose ten five are real.
     assert found.problems(0.5) == ["codes and integer differ in 3 of 25 examples"]
 

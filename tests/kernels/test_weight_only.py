@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from kernel_cases import assert_is_the_product, drawn, stored
 
@@ -20,7 +20,8 @@ from qresearch.numerics.packing import from_qtensor, to_qtensor
 BLOCKS = Blocks(slices=4, tile=64, depth=64, splits=2, warps=4, stages=2)
 
 
-@settings(deadline=None, derandomize=True, database=None, max_examples=16)
+# Not made smaller where they fail: each example is a compilation.
+@settings(deadline=None, derandomize=True, database=None, max_examples=16, phases=[Phase.generate])
 @given(
     bits=st.sampled_from([2, 3, 4, 7, 8]),
     signed=st.booleans(),
@@ -62,6 +63,14 @@ def test_the_blocks_by_rule_give_the_product(rows, depth, features, bits, scaled
     tensor = stored(depth, features, bits, not affine, affine, scaled)
     x, weights = drawn(rows, depth, "bfloat16"), prepare(tensor)
     assert_is_the_product(triton_dot(x, weights, default_blocks(rows, weights), interpret=True), x, tensor)
+
+
+@pytest.mark.parametrize("splits", [3, 5, 8])
+def test_splits_need_not_divide_the_steps(splits):
+    tensor = stored(512, 64, affine=True, scaled=64)
+    x, weights = drawn(2, 512), prepare(tensor)
+    blocks = Blocks(slices=1, tile=64, depth=64, splits=splits, warps=4, stages=2)
+    assert_is_the_product(triton_dot(x, weights, blocks, interpret=True), x, tensor)
 
 
 def only_shapes(depth, features, bits, scaled):

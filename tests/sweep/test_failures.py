@@ -26,8 +26,8 @@ def test_a_float_training_that_diverges_fails_its_trials_and_no_others(tmp_path,
     assert "4 trials run, 0 found done, 2 failed" in captured.out
     reason = r"float training: the loss became (nan|inf) at step \d \(epoch 1\); lower the learning rate \(now 1e\+30\)"
     lines = captured.err.splitlines()
-    assert re.fullmatch(rf"failed  float-seed0: {reason}", lines[0])
-    assert re.fullmatch(rf"failed  ptq-lsq-w4a4-seed0: {reason}", lines[1])
+    assert re.fullmatch(rf"failed  float-seed0 float.learning_rate=1e\+30: {reason}", lines[0])
+    assert re.fullmatch(rf"failed  ptq-lsq-w4a4-seed0 float.learning_rate=1e\+30: {reason}", lines[1])
     assert len(lines) == 2
     records = [json.loads(path.read_text()) for path in output.glob("*/trials/*/result.json")]
     by_rate = {(record["config"]["float"]["learning_rate"], record["flow"]): record for record in records}
@@ -51,7 +51,8 @@ def test_a_qat_trial_that_diverges_fails_alone_and_keeps_its_history(tmp_path, c
     captured = capsys.readouterr()
     assert "3 trials run, 0 found done, 1 failed" in captured.out
     line = one_line(captured.err)
-    assert re.fullmatch(r"failed  qat-lsq-w8a8-seed0: the loss became \S+ at step \d+ \(epoch [12]\); lower .*", line)
+    reason = r"the loss became \S+ at step \d+ \(epoch [12]\); lower .*"
+    assert re.fullmatch(rf"failed  qat-lsq-w8a8-seed0 qat\.learning_rate=1e\+38: {reason}", line)
     records = [json.loads(path.read_text()) for path in output.glob("*/trials/*/result.json")]
     status = {record["config"]["qat"]["learning_rate"]: record["status"] for record in records}
     assert status == {1e-3: "done", 1e38: "failed", 2e-3: "done"}

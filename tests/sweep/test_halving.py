@@ -130,6 +130,18 @@ def test_a_sweep_trains_the_promising_to_the_end(halved_sweep, tmp_path):
     assert not list((halved_sweep / "out").glob("*/training/*"))  # nor checkpoints on the way
 
 
+def test_the_front_and_the_status_tell_the_rates_apart(halved_sweep, capsys):
+    (winner,) = (record for record in stored(halved_sweep / "out").values() if record["flow"] == "qat")
+    rate = winner["config"]["qat"]["learning_rate"]
+    capsys.readouterr()
+    for command in ("show", "status"):
+        assert main([command, "small", "--output", str(halved_sweep / "out")]) == 0
+    shown, told = capsys.readouterr().out.split("small-", 1)
+    assert f"uniform W4A4 qat.learning_rate={rate}" in shown
+    for other in set(RATES) - {rate}:
+        assert f"qat-lsq-w4a4-seed0 qat.learning_rate={other} (attempt" in told
+
+
 def test_a_resumed_sweep_decides_the_same(halved_sweep, tmp_path, capsys):
     output = shutil.copytree(halved_sweep / "out", tmp_path / "out")
     (record,) = output.glob("*/trials/*qat*/result.json")

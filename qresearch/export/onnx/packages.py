@@ -4,27 +4,27 @@ from __future__ import annotations
 
 from typing import Any
 
-from qresearch.errors import ConfigError
+from qresearch.errors import DataError
 
 ADVICE = "pip install 'qresearch[export]'"
 
 
 def import_onnx() -> Any:
-    """The package onnx, with its helpers; ConfigError, one line, where it is missing."""
+    """The package onnx, with its helpers; DataError, one line, where it is missing."""
     try:
         import onnx
         import onnx.checker
         import onnx.helper
         import onnx.numpy_helper
     except ImportError as error:
-        raise ConfigError(f"export to ONNX: onnx cannot be imported ({error}); {ADVICE}") from None
+        raise DataError(f"export to ONNX: onnx cannot be imported ({error}); {ADVICE}") from None
     return onnx
 
 
 def import_onnxruntime() -> Any:
-    """The package onnxruntime; ConfigError, one line, where it is missing."""
+    """The package onnxruntime; DataError, one line, where it is missing."""
     try:
         import onnxruntime
     except ImportError as error:
-        raise ConfigError(f"ONNX Runtime: onnxruntime cannot be imported ({error}); {ADVICE}") from None
+        raise DataError(f"ONNX Runtime: onnxruntime cannot be imported ({error}); {ADVICE}") from None
     return onnxruntime
