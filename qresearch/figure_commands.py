@@ -26,7 +26,8 @@ def figure(options: argparse.Namespace) -> int:
         raise ConfigError("figure: names and --all exclude each other")
     chosen = {name: known[name] for name in options.names} or known
     if options.table:
-        return _print_table(chosen, options.table)
+        print(reproduction_table(chosen, options.table))
+        return OK
     if options.list:
         return _print_list(chosen)
     if not options.names and not options.all:
@@ -91,14 +92,11 @@ def _print_list(chosen: dict[str, Figure]) -> int:
     return OK
 
 
-def _print_table(chosen: dict[str, Figure], kind: str) -> int:
-    """Markdown, one row per figure or per number."""
+def reproduction_table(chosen: dict[str, Figure] | None = None, kind: str = "numbers") -> str:
+    """Markdown of published and our numbers, a row per number, or per figure (kind "figures"); by default of all."""
     header, lines = (FIGURE_HEADER, _figure_rows) if kind == "figures" else (ROW_HEADER, _number_rows)
-    print(_markdown_row(header))
-    print("|---" * len(header) + "|")
-    for row in lines(chosen):
-        print(_markdown_row(row))
-    return OK
+    rows = [_markdown_row(row) for row in lines(_known() if chosen is None else chosen)]
+    return "\n".join([_markdown_row(header), "|---" * len(header) + "|", *rows])
 
 
 def _markdown_row(cells: Sequence[str]) -> str:
