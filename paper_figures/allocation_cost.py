@@ -19,12 +19,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from paper_figures.figure import ROOT, Figure, Record, Row
+from paper_figures.figure import ROOT, Figure, Record, Row, find
 from qresearch.errors import DataError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Picture
 
+OURS = ("ours", "one program each")
 PARTS = {"first": "first 16 allocations, compilation included", "further": "16 further allocations"}
 
 
@@ -47,8 +48,8 @@ def _timed(records: Sequence[Record]) -> list[Record]:
 def rows(records: Sequence[Record]) -> list[Row]:
     """Seconds of every method, and ratios."""
     found = [
-        Row(f"{record['method']}, seconds of the {text}", None, record[part])
-        for record in _timed(records)
+        Row(f"{method}, seconds of the {text}", None, find(_timed(records), part, method=method))
+        for method in dict.fromkeys([*OURS, *(record["method"] for record in _timed(records))])
         for part, text in PARTS.items()
     ]
     ratios = [record for record in records if "ratio" in record]

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qresearch.errors import ConfigError, DataError, did_you_mean
+from qresearch.errors import ConfigError, DataError, QResearchError, did_you_mean
 
 if TYPE_CHECKING:
     from paper_figures.figure import Figure, Record, Row
 
-OK = 0
+OK, FAILED = 0, 3
 FIGURE_HEADER = ("figure", "paper", "numbers", "within tolerance", "device", "command")
 ROW_HEADER = ("figure", "number", "published", "ours", "difference", "tolerance", "within")
 
@@ -51,11 +52,17 @@ def _known() -> dict[str, Figure]:
 def _draw(chosen: dict[str, Figure], options: argparse.Namespace) -> int:
     from paper_figures.figure import make_records, records_of, write_figure
 
-    output, undrawn = Path(options.output).expanduser(), []
+    output, undrawn, failed = Path(options.output).expanduser(), [], False
     for name, one in chosen.items():
-        # With --all a machine without a GPU leaves out what needs one; who names a figure knows.
+        # With --all a machine without a GPU leaves out what needs one, and what fails stops nothing else.
         if options.run and (options.names or one.device == "cpu" or _has_gpu()):
-            print(make_records(name, one), flush=True)
+            try:
+                print(make_records(name, one), flush=True)
+            except QResearchError as error:
+                if options.names:
+                    raise
+                print(f"error: {name}: {error}", file=sys.stderr)
+                failed = True
         records = records_of(name)
         for path in write_figure(name, one, records, output):
             print(path, flush=True)
@@ -63,7 +70,7 @@ def _draw(chosen: dict[str, Figure], options: argparse.Namespace) -> int:
         undrawn += [] if records else [name]
     if undrawn and options.names:
         raise DataError(f"not drawn, for want of records: {', '.join(undrawn)}; the CSV has the published numbers")
-    return OK
+    return FAILED if failed else OK
 
 
 def _has_gpu() -> bool:
