@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from qresearch import commands, export_commands
+from qresearch import commands, export_commands, figure_commands
 from qresearch.errors import ConfigError, QResearchError
 
 # Adds a command by its name, what it does, and what it says of itself.
@@ -89,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_runs(command)
     _add_compare(command)
     _add_exports(command)
+    _add_figure(command)
     weights = command(
         "import-weights", commands.import_weights_of, "turn a public weight file into a checkpoint for model.weights"
     )
@@ -229,6 +230,27 @@ def _add_exports(command: Command) -> None:
         default=0.005,
         help="share of predictions that may be others than simulated (default: 0.005)",
     )
+
+
+def _add_figure(command: Command) -> None:
+    """The command that takes names of figures."""
+    added = command(
+        "figure", figure_commands.figure, "draw figures of papers from records, with ours beside the published numbers"
+    )
+    added.add_argument("names", nargs="*", metavar="NAME", help="see --list")
+    added.add_argument("--all", action="store_true", help="every figure")
+    added.add_argument("--list", action="store_true", help="print every figure, its state and its command")
+    added.add_argument(
+        "--run", action="store_true", help="make the records first; with --all, of what the device can do in minutes"
+    )
+    added.add_argument(
+        "--table",
+        nargs="?",
+        const="numbers",
+        choices=("numbers", "figures"),
+        help="print the reproduction table as markdown, a row per number (default) or per figure",
+    )
+    added.add_argument("--output", default="results/figures", help="folder to write (default: results/figures)")
 
 
 def _count(text: str) -> int:

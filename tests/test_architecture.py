@@ -55,7 +55,7 @@ LAYERS = {
         "suggesters",
         "doctor",
     ),
-    6: ("cli", "commands", "export_commands", "__main__"),
+    6: ("cli", "commands", "export_commands", "figure_commands", "__main__"),
 }
 LAYER = {part: layer for layer, parts in LAYERS.items() for part in parts}
 
@@ -105,7 +105,7 @@ LIBRARIES = {
 LAZY_NAMES = "__init__.py"
 
 # Parts that the command line loads before it knows whether it needs JAX, which takes seconds to import.
-LIGHT = ("config", "results", "cli", "commands", "export_commands", "doctor", "__main__", "errors")
+LIGHT = ("config", "results", "cli", "commands", "export_commands", "figure_commands", "doctor", "__main__", "errors")
 
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 UNSAFE_NAMES = {"eval", "exec", "__import__"}
@@ -217,7 +217,7 @@ def test_the_package_keeps_every_rule():
     assert not (found := violations(PACKAGE)), "\n" + "\n".join(found)
 
 
-@pytest.mark.parametrize("folder", ["tests", "experiments"])
+@pytest.mark.parametrize("folder", ["tests", "experiments", "paper_figures"])
 def test_no_module_beside_the_package_is_longer(folder):
     lines = {path.name: len(path.read_text().splitlines()) for path in (PACKAGE.parent / folder).rglob("*.py")}
     assert lines
