@@ -7,7 +7,7 @@ Published: the magnitudes that the authors' code builds for 2 to 4 bits of magni
 Recipe: ``qresearch.numerics.power_levels``. Errors: ``apot`` with additive, power_of_two and uniform levels on the 18
   inner kernels of the published CIFAR-10 ResNet-20 (weights/resnet20_cifar10.npz of pytorch_resnet_cifar10), normalised
   as in the paper (mean 0, deviation 1 of the layer); the best clip of 81 from 0.6 to 5 for each layer, set and width.
-Run: CPU (x86-64, JAX 0.10.2), 20 s on two cores shared with other work.
+Run: CPU (x86-64, JAX 0.10.2), 10 s.
 Tolerance: levels 1e-6.
 """
 

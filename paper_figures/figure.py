@@ -82,9 +82,9 @@ def text(value: float | None, sign: str = "") -> str:
     return "" if value is None else f"{value:{sign}.6g}"
 
 
-def records_of(name: str, folder: Path = DATA) -> list[dict[str, Any]]:
+def records_of(name: str) -> list[dict[str, Any]]:
     """The committed records of a figure; none where it was not run. ``DataError`` names a damaged file."""
-    path = folder / f"{name}.jsonl"
+    path = DATA / f"{name}.jsonl"
     if not path.is_file():
         return []
     rows, torn = read_json_lines(path)
@@ -95,19 +95,19 @@ def records_of(name: str, folder: Path = DATA) -> list[dict[str, Any]]:
     return rows
 
 
-def make_records(name: str, figure: Figure, folder: Path = DATA) -> Path:
+def make_records(name: str, figure: Figure) -> Path:
     """Runs what the figure needs and writes its records, each with commit, command, device, versions and seconds."""
     import time
 
     from qresearch.results import environment
 
-    started = time.perf_counter()
+    # Asked before: the working tree may be another by the time a long run ends.
+    where, started = environment(), time.perf_counter()
     found = list(figure.run())
-    seconds = round(time.perf_counter() - started, 1)
-    here = origin(environment(), seconds)
+    here = origin(where, time.perf_counter() - started)
     rows = [here | dict(record) | {"command": figure.command(name)} for record in found]
-    path = folder / f"{name}.jsonl"
-    make_folder(folder)
+    path = DATA / f"{name}.jsonl"
+    make_folder(DATA)
     write_text(path, render_json_lines(rows))
     return path
 

@@ -8,7 +8,7 @@ Recipe: ResNet-20 with the published CIFAR-10 weights (pytorch_resnet_cifar10), 
   steps, first and last layer W8A8 and left out; W2A2, W3A3, W4A4 and W8A8; R of the 18 inner layers' weights, of the
   mean gradient over 512 training images at the start (the paper follows it through training). At 2 bits q_max is 1,
   so that two of the scales agree.
-Run: CPU (x86-64, JAX 0.10.2), 60 s on two cores shared with other work.
+Run: CPU (x86-64, JAX 0.10.2), 56 s on two cores shared with other work.
 Tolerance: none is published. Shown: the geometric mean over the layers, and the smallest and the largest R.
 """
 

@@ -7,7 +7,7 @@ Published: curves, no numbers. By the equations, at step s: LSQ's ∂x̂/∂s is
   (zhutmost/lsq-net lsq.py; IntelLabs/distiller @d859fc8 q_utils.py). The paper's third curve, QIL, is left out.
 Recipe: ``lsq`` and ``pact`` at 2 unsigned bits, s = 1, α = 3, on 361 points from -1 to 4, none at a jump; ``jax.grad``
   of every point by itself, LSQ's without its factor 1 / sqrt(N q_max).
-Run: CPU (x86-64, JAX 0.10.2), 3 s.
+Run: CPU (x86-64, JAX 0.10.2), 2 s.
 Tolerance: 1e-6 between autodiff and the equations; 0.01 for the largest gradient between two levels.
 """
 

@@ -9,7 +9,7 @@ Published: ACIQ, 1 to 8 bits: Laplace 1.86 2.83 3.89 5.03 6.20 7.41 8.64 9.89, n
   0.009497 0.002499 for free levels: quoted from memory, not read at the paper, and said so in every row.
 Recipe: the closed forms of ``qresearch.numerics.ranges_aciq``; the other optima by a search over the step on 65,536
   quantiles of the law (nothing is random), with the library's quantizers; free levels by ``kmeans_levels``.
-Run: CPU (x86-64, JAX 0.10.2), 14 s.
+Run: CPU (x86-64, JAX 0.10.2), 11 s.
 Tolerance: 0.01 (ACIQ), 2 % (HWGQ; its published 4-bit step is off, least error needs 0.1842), 0.0005 (Max, steps),
   0.5 % (errors of equal levels), 1 % (of free levels: k-means on quantiles).
 """
