@@ -29,7 +29,7 @@ class Deviations(NamedTuple):
 
 
 def deviations(spec: QuantSpec, /, *, width: float = 3.0) -> Quantizer:
-    """The idea: the grid ends at ``width`` standard deviations, whatever the outliers: s = width σ / qmax, then learned."""
+    """The idea: the grid ends at ``width`` standard deviations, whatever the outliers; its step is learned."""
 
     def init(x: Array, bits: Bits) -> Deviations:
         _, qmax = integer_range(bits, spec.signed, spec.narrow)
