@@ -5,7 +5,7 @@ Published: nothing but the float score of the ResNet-20 weights, 91.73 (pytorch_
 Recipe: configs/cifar_resnet20_ptq.yaml, configs/digit_detector.yaml and configs/gpt_shakespeare.yaml, of the last the
   trials float, W8A8, W4A4 and W4A4 after a Hadamard rotation; one seed. Drops are in hundredths of the score (accuracy
   or mAP points; 0.01 of bits per character).
-Run: CPU (x86-64, JAX 0.10.2); TIME
+Run: not run; for a CPU
 Tolerance: 0.1 points for the float ResNet-20.
 """
 

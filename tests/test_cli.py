@@ -34,6 +34,7 @@ COMMANDS = (
     "compare",
     "export",
     "verify",
+    "figure",
     "import-weights",
     "list",
     "doctor",
