@@ -275,6 +275,7 @@ def test_show_names_damaged_files(finished_sweep, tmp_path, capsys):
 
 
 def test_report_writes_the_files_again(finished_sweep, tmp_path, capsys):
+    pytest.importorskip("plotly", reason="needs Plotly: pip install 'qresearch[report]'")
     output = shutil.copytree(finished_sweep, tmp_path / "out")
     (folder,) = output.iterdir()
     names = ("front.csv", "allocations.csv", "front.png", "report.html", "searches.csv", "searches.png")

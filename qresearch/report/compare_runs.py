@@ -80,6 +80,7 @@ def comparison_text(found: RunComparison) -> str:
     lines.append(f"their configs differ in {settings}")
     scores = ", ".join(sorted({match.a.problem.score_label for match in found.matches}))
     lines.append(f"test {scores}; B − A with its 95 % interval, a paired bootstrap over common seeds and test examples")
+    lines.append("each row is tested by itself: of twenty rows without a difference, one looks real")
     return "\n".join(lines) + "\n\n" + plain_table(HEADER, [_row(match) for match in found.matches])
 
 

@@ -27,6 +27,12 @@ def run(tmp_path):
     return fill(tmp_path)
 
 
+@pytest.fixture
+def plotly():
+    """Tests that take it make a whole page."""
+    pytest.importorskip("plotly", reason="needs Plotly: pip install 'qresearch[report]'")
+
+
 def test_the_numbers_are_those_of_the_records(run):
     found = explorer_data([run])
     records = {record.key[:8]: record for record in run.records().records}
@@ -57,7 +63,7 @@ def test_tables_curves_and_beliefs_belong_to_their_trials(run):
     assert curves[0]["train_loss"] == [1.0, 0.5]
 
 
-def test_a_text_in_a_record_cannot_become_a_part_of_the_page(run):
+def test_a_text_in_a_record_cannot_become_a_part_of_the_page(run, plotly):
     page = explorer_html([run])
     assert page.count("</script>") == 4
     data = json.loads(re.search(r'id="data">(.*?)</script>', page)[1])
@@ -65,7 +71,7 @@ def test_a_text_in_a_record_cannot_become_a_part_of_the_page(run):
     assert not set("<>&") & set(embedded([HOSTILE, "<!--", "&"]))
 
 
-def test_a_page_runs_its_own_three_scripts_and_loads_nothing(run):
+def test_a_page_runs_its_own_three_scripts_and_loads_nothing(run, plotly):
     page = explorer_html([run])
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)[1]
     assert policy.startswith("default-src 'none'; script-src 'sha256-")
@@ -85,7 +91,7 @@ def test_without_plotly_one_line_says_what_to_install(run, monkeypatch, capsys):
     assert not (run.path / "explorer.html").exists()
 
 
-def test_several_runs_are_one_page_where_it_is_asked_for(run, tmp_path, capsys):
+def test_several_runs_are_one_page_where_it_is_asked_for(run, plotly, tmp_path, capsys):
     other = create_run(tmp_path, "other", "", {"b": 1}, {})
     other.save(make_record(score=0.8))
     assert main(["report", str(run.path), str(other.path), "--out", str(tmp_path / "both.html")]) == 0
@@ -95,7 +101,7 @@ def test_several_runs_are_one_page_where_it_is_asked_for(run, tmp_path, capsys):
     assert [point["run"] for point in found["points"]] == [0] * 6 + [1]
 
 
-def test_a_run_without_trials_and_a_damaged_table_are_clear_errors(run, tmp_path):
+def test_a_run_without_trials_and_a_damaged_table_are_clear_errors(run, plotly, tmp_path):
     empty = create_run(tmp_path, "empty", "", {"c": 1}, {})
     with pytest.raises(DataError, match="no finished trial to report"):
         explorer_html([empty])

@@ -18,6 +18,7 @@ DRAWN = """return document.getElementById('front').data.filter(t => t.meta === a
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
+    pytest.importorskip("plotly", reason="needs Plotly: pip install 'qresearch[report]'")
     return fill(tmp_path_factory.mktemp("explored"))
 
 

@@ -11,6 +11,7 @@ const state = {
 const LIGHT = ["#0072B2", "#C04F00", "#00805D", "#B0558A", "#2B86BD", "#A86F00", "#333333"];
 const DARK = ["#56B4E9", "#F08A45", "#2CC79B", "#E29CC4", "#9AD0F5", "#F0B840", "#D0D0D0"];
 const SYMBOLS = [["circle", "●"], ["square", "■"], ["diamond", "◆"], ["triangle-up", "▲"], ["cross", "✚"], ["x", "✖"], ["star", "★"]];
+const DASHES = ["solid", "dash", "dot", "dashdot"];
 const VIRIDIS = ["#440154", "#482878", "#3E4989", "#31688E", "#26828E", "#1F9E89", "#35B779", "#6DCD59", "#B4DE2C", "#FDE725"];
 const names = [...new Set(data.points.map((point) => point.series))].filter((name) => name !== "float");
 let views = [];
@@ -68,8 +69,8 @@ function seriesTraces() {
       xaxis: isFloat ? "x2" : "x", mode: isFloat || new Set(sorted.map((view) => view.point.model)).size > 1 ? "markers" : "lines+markers",
       error_y: { array: sorted.map((view) => view.error ?? 0), visible: sorted.some((view) => view.error), thickness: 1, width: 3 },
       marker: { symbol: symbol(series)[0] + (many && run % 2 ? "-open" : ""), size: 9, color: colour(series) },
-      line: { color: colour(series), width: 1, dash: ["solid", "dash", "dot", "dashdot"][run % 4] },
-      text: sorted.map((view) => hoverText(view, state, known)), hovertemplate: "%{text}<extra></extra>",
+      line: { color: colour(series), width: 1, dash: DASHES[run % 4] },
+      text: sorted.map((view) => hoverText(view, data, state, known)), hovertemplate: "%{text}<extra></extra>",
     };
     return $("bands").checked && !isFloat ? [...seedBand(sorted, colour(series)), points] : [points];
   });
@@ -197,7 +198,7 @@ function drawBits(trial) {
   const at = trial.layers.map((_, i) => i), palette = isDark() ? DARK : LIGHT;
   const bars = ["weight", "input"].map((name, j) => ({
     type: "bar", orientation: "h", name, y: at, x: trial.bits.map((pair) => Math.min(pair[j], 32)), marker: { color: palette[j] },
-    text: trial.bits.map((pair) => width(pair[j])), textposition: "inside", insidetextanchor: "end", textangle: 0, textfont: { size: 11, color: isDark() ? "#000000" : "#ffffff" }, hovertemplate: `%{text} bits of the ${name}<extra></extra>`,
+    text: trial.bits.map((pair) => width(pair[j])), textposition: "inside", insidetextanchor: "end", textangle: 0, constraintext: "none", textfont: { size: 10, color: isDark() ? "#000000" : "#ffffff" }, hovertemplate: `%{text} bits of the ${name}<extra></extra>`,
   }));
   plot("bits", bars, {
     height: tall(trial.layers.length, 30), bargap: 0.2, showlegend: true, legend: { orientation: "h", y: 1, yanchor: "bottom", x: 0, traceorder: "normal" },
@@ -353,7 +354,7 @@ function begin() {
   for (const cost of data.costs) $("x").append(element("option", cost.label, { value: cost.name }));
   for (const [name, { label }] of Object.entries(known)) $("y").append(element("option", label, { value: name }));
   [$("x").value, $("y").value] = [state.x, state.y];
-  if (data.runs.length > 1) filter("run", "Run", data.runs.map((_, i) => i), (i) => data.runs[i].name);
+  if (data.runs.length > 1) filter("run", "Run", data.runs.map((_, i) => i), (i) => `${data.runs[i].name} (${DASHES[i % 4]}, ${i % 2 ? "open" : "filled"})`);
   filter("series", "Method", distinct((point) => [point.series]));
   filter("seed", "Seed", distinct((point) => point.trials.map((trial) => trial.seed)).sort((a, b) => a - b));
   filter("model", "Model", distinct((point) => [point.model]));

@@ -102,10 +102,11 @@ function allocationLines(trial, most) {
   return text.length <= most ? text : [...text.slice(0, most - 1), `and ${text.length - most + 1} more`];
 }
 
-function hoverText(view, state, known) {
+function hoverText(view, data, state, known) {
   const { point, trials } = view;
   const lines = [point.label, `${known[state.y].label} ${withError(view.y, view.error)}`, `${known[state.x].label} ${shown(view.x)}`];
   const seeds = trials.map((trial) => trial.seed).join(", ");
+  if (data.runs.length > 1) lines.push(`run ${data.runs[point.run].name}`);
   lines.push(`seed ${seeds}${view.onFront ? ", on the front" : ""}`);
   const same = trials.every((trial) => JSON.stringify(trial.bits) === JSON.stringify(trials[0].bits));
   if (!same) lines.push(`bits of seed ${trials[0].seed} (others differ):`);
