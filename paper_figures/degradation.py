@@ -94,6 +94,7 @@ def draw(records: Sequence[Record]) -> Picture:
     axes.axhline(1.0, color="#555555", linestyle="--", linewidth=1, label="1 point")
     axes.axhline(0.0, color="#555555", linewidth=0.8)
     axes.set_yscale("symlog", linthresh=1.0)
+    axes.set_ylim(-0.3, 40.0)
     axes.set_xticks(range(len(TASKS)), [name.replace(", ", "\n") for name in TASKS.values()], fontsize=8)
     axes.set(ylabel="drop from float, hundredths of the score")
     axes.grid(alpha=0.25, axis="y")
