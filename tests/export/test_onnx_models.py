@@ -25,6 +25,10 @@ def inputs_of(example):
     return draw(0, EXAMPLES, min(height, SMALL), min(width, SMALL), channels)
 
 
+SLOW = pytest.mark.slow
+IN_FLOAT = ("mlp", "nnx_cnn", "resnet20", "gpt")  # in the fast suite
+
+
 def made(name):
     """(model, variables, inputs)."""
     model = MODELS[name](CLASSES)
@@ -32,7 +36,7 @@ def made(name):
     return model, made_up(jax.eval_shape(model.init, jax.random.key(0), x)), x
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[SLOW] * (name not in IN_FLOAT)) for name in MODELS])
 def test_every_model_in_float_gives_what_jax_gives_for_any_batch(name):
     model, variables, x = made(name)
     traced = trace_batch(lambda x: model.apply(variables, x), x)
@@ -54,9 +58,7 @@ RULES = {
 QUICK = ("mlp", "nnx_cnn")
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in MODELS]
-)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[SLOW] * (name not in QUICK)) for name in MODELS])
 def test_every_model_frozen_gives_what_its_simulation_gives(name):
     model, variables, x = made(name)
     frozen = frozen_of(model.apply, variables, x, RULES.get(name, (DEFAULT,)), (4, 8))

@@ -101,7 +101,8 @@ def test_without_the_extra_the_rest_is_compared(output, monkeypatch, capsys):
 TASK_SWEEP = SMALL.partition("sweep:")[0].replace("data: {name: digits}\nmodel: {name: mlp}\n", "").replace("100", "50")
 
 
-@pytest.mark.parametrize("task", ["language_modelling", pytest.param("detection", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["language_modelling", "detection"])
 def test_outputs_that_are_no_class_logits(task, tmp_path, monkeypatch):
     name = f"small_{task}"  # a data set is loaded once by its name
     monkeypatch.setitem(DATASETS, name, TINY[task].data)

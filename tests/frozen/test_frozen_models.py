@@ -212,11 +212,10 @@ def test_groups_of_channels_and_dynamic_inputs():
 @pytest.mark.parametrize(
     "name",
     [
-        "einsums",
         "linen_tied",
         "linen_bf16",
         "scan_stack",
-        *(pytest.param(n, marks=SLOW) for n in ("fused_qkv", "convolutions")),
+        *(pytest.param(n, marks=SLOW) for n in ("einsums", "fused_qkv", "convolutions")),
     ],
 )
 @pytest.mark.parametrize("bits", [4.0, pytest.param(8.0, marks=SLOW)])

@@ -21,7 +21,7 @@ BLOCKS = Blocks(slices=4, tile=64, depth=64, splits=2, warps=4, stages=2)
 
 
 # Not made smaller where they fail: each example is a compilation.
-@settings(deadline=None, derandomize=True, database=None, max_examples=16, phases=[Phase.generate])
+@settings(deadline=None, derandomize=True, database=None, max_examples=8, phases=[Phase.generate])
 @given(
     bits=st.sampled_from([2, 3, 4, 7, 8]),
     signed=st.booleans(),
@@ -84,7 +84,7 @@ def only_shapes(depth, features, bits, scaled):
     return jax.eval_shape(build)
 
 
-@settings(deadline=None, derandomize=True, database=None, max_examples=30)
+@settings(deadline=None, derandomize=True, database=None, max_examples=15)
 @given(
     rows=st.sampled_from([1, 2, 3, 7, 16, 33, 200]),
     depth=st.sampled_from([16, 80, 128, 1000, 4096, 11008]),
