@@ -33,11 +33,11 @@ from qresearch.frozen import freeze
 from qresearch.kernels import prepare, weight_only_dot
 from qresearch.kernels.blocks import case_name
 from qresearch.kernels.tuning import ROTATED, copies_of, save_blocks, timer, tune
+from qresearch.latency import DEVICES, Device
 from qresearch.models import MODELS
 from qresearch.numerics.codes import Codes, encode_uniform
 from qresearch.numerics.integer import integer_dot
 from qresearch.numerics.packing import narrow, to_qtensor
-from qresearch.roofline import DEVICES, Device
 
 GROUP = 128
 Run = Callable[[], float]  # runs once and returns the seconds

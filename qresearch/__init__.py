@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from qresearch.export.frozen_file import load_frozen, save_frozen
     from qresearch.frozen import Frozen, FrozenLayer, freeze, run_frozen
     from qresearch.graph import Layer, find_layers
+    from qresearch.latency import roofline
     from qresearch.pareto import hypervolume, pareto_front
     from qresearch.population import evaluate_population
     from qresearch.prequantized import prequantize
     from qresearch.ptq import PTQ, Quantized, make_method
     from qresearch.qmodel import QuantizedModel, quantize_model
     from qresearch.quantizers import QUANTIZERS, Quantizer, QuantSpec
-    from qresearch.roofline import roofline
     from qresearch.rules import Rule, SiteRule
     from qresearch.sensitivities import (
         Sensitivity,
@@ -51,13 +51,13 @@ _HOME = {
     "export.frozen_file": ("load_frozen", "save_frozen"),
     "frozen": ("Frozen", "FrozenLayer", "freeze", "run_frozen"),
     "graph": ("Layer", "find_layers"),
+    "latency": ("roofline",),
     "pareto": ("hypervolume", "pareto_front"),
     "population": ("evaluate_population",),
     "prequantized": ("prequantize",),
     "ptq": ("PTQ", "Quantized", "make_method"),
     "qmodel": ("QuantizedModel", "quantize_model"),
     "quantizers": ("QUANTIZERS", "QuantSpec", "Quantizer"),
-    "roofline": ("roofline",),
     "rules": ("Rule", "SiteRule"),
     "sensitivities": (
         "Sensitivity",

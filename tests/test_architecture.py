@@ -19,7 +19,7 @@ MAX_LINES = 300
 
 # Imports point downwards: a part may import its own layer and the layers below it.
 LAYERS = {
-    1: ("numerics", "kernels", "cost", "roofline", "cost_table", "pareto", "options", "errors", "registry", "compat"),
+    1: ("numerics", "kernels", "cost", "latency", "cost_table", "pareto", "options", "errors", "registry", "compat"),
     2: ("quantizers", "allocation"),
     3: ("graph", "models", "data", "tasks"),
     4: (
@@ -67,7 +67,7 @@ ONLY = {
     "numerics": ({"errors"}, "numerics are pure arrays"),
     "kernels": ({"numerics", "errors"}, "a kernel is a product of arrays, another way to compute one"),
     "cost": ({"errors"}, "a cost is a formula over shapes and widths"),
-    "roofline": ({"cost", "errors"}, "a cost is a formula over shapes and widths"),
+    "latency": ({"cost", "errors"}, "a cost is a formula over shapes and widths"),
     "cost_table": ({"cost", "errors"}, "a cost is a table over layers and widths"),
     "pareto": ({"errors"}, "a front is a set of numbers"),
     "quantizers": ({"numerics", "errors"}, "a quantizer sees one tensor: no model, no cost, no allocation"),

@@ -10,8 +10,8 @@ import pytest
 from qresearch.cost import layer_counts
 from qresearch.cost_table import read_cost_table
 from qresearch.errors import ConfigError
+from qresearch.latency import DEVICES, roofline
 from qresearch.qmodel import quantize_model
-from qresearch.roofline import DEVICES, roofline
 from qresearch.rules import Rule, SiteRule
 
 # A convolution that computes, a dense layer that loads its weights, and a look-up.

@@ -3,6 +3,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import pkgutil
 import re
 import subprocess
 import sys
@@ -35,6 +36,11 @@ def test_public_functions_are_annotated():
             missing = [p for p in inspect.signature(value).parameters if p not in value.__annotations__]
             assert not missing, (name, missing)
             assert "return" in value.__annotations__, name
+
+
+def test_no_public_name_is_a_modules():
+    """Importing the module would put it in the place of what it is named after."""
+    assert not {module.name for module in pkgutil.iter_modules(qresearch.__path__)} & set(qresearch.__all__)
 
 
 def test_the_list_of_names_is_sorted_and_says_each_once():

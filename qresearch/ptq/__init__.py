@@ -44,17 +44,22 @@ PTQ: Registry[Callable[..., Method]] = Registry(
 )
 
 
-# These make the ranges anew from a float model, so nothing that has changed kernels may have run.
-FROM_FLOAT = ("fold_batchnorm", "equalize", "smoothquant", "hadamard")
-CHANGE_KERNELS = tuple(name for name in PTQ if name not in (*FROM_FLOAT[:3], "reestimate_batchnorm"))
+def _starts_from_float(name: str) -> bool:
+    """Whether it makes the ranges anew from the float model, so that nothing that has changed kernels may have run."""
+    return name == "hadamard" or _changes_the_function(name)
+
+
+def _changes_the_function(name: str) -> bool:
+    return name in PTQ and hasattr(PTQ[name], "before_rounding")
 
 
 def make_methods(listed: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[Method, ...]:
     """The methods of a list of (name, options). ConfigError for an order in which one cannot follow another."""
     for i, (name, _) in enumerate(listed):
         before = [earlier for earlier, _ in listed[:i]]
-        late = next((earlier for earlier in before if earlier in CHANGE_KERNELS), None)
-        if name in FROM_FLOAT and late:
+        keep = (earlier == "reestimate_batchnorm" or _changes_the_function(earlier) for earlier in before)
+        late = next((earlier for earlier, kept in zip(before, keep) if not kept), None)
+        if _starts_from_float(name) and late:
             raise ConfigError(f"ptq: {name} starts from the float model's weights: put it before {late}")
         if name == "reestimate_batchnorm" and "fold_batchnorm" in before:
             raise ConfigError("ptq: reestimate_batchnorm finds no BatchNorm after fold_batchnorm; keep one of the two")

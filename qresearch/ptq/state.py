@@ -75,4 +75,5 @@ def before_rounding(transform: Callable[..., tuple[Function, Params]]) -> Callab
 
         return method
 
+    factory.before_rounding = True  # type: ignore[attr-defined]  # which ``make_methods`` looks for
     return factory

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -55,3 +56,18 @@ def rounded(value: float, domain: Domain) -> float:
     """
     low, high = domain.values
     return min(max(float(f"{value:.6g}"), low), high)
+
+
+def value_at(u: float, domain: Domain) -> Any:
+    """The value at the share u, in [0, 1), of the domain: choices and whole numbers have equal parts of it, numbers
+    lie along it evenly, or so in their logarithm.
+    """
+    kind, values = domain
+    if kind == "choice":
+        return values[int(u * len(values))]
+    low, high = values
+    if kind == "int":
+        return low + int(u * (high - low + 1))
+    return rounded(
+        math.exp((1 - u) * math.log(low) + u * math.log(high)) if kind == "log" else low + u * (high - low), domain
+    )

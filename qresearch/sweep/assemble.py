@@ -17,11 +17,11 @@ from qresearch.cost_table import read_cost_table
 from qresearch.data import DATASETS, Dataset, resolve_folder
 from qresearch.errors import ConfigError, DataError, did_you_mean
 from qresearch.graph.layer import PRODUCT
+from qresearch.latency import DEVICES, roofline
 from qresearch.models import MODELS, Model, Variables, load_npz
 from qresearch.numerics.ranges import RANGES
 from qresearch.ptq import PTQ, Method, make_methods
 from qresearch.quantizers import QUANTIZERS
-from qresearch.roofline import DEVICES, roofline
 from qresearch.rules import AUTO, Rule, SiteRule
 from qresearch.search import SEARCHES
 from qresearch.sensitivities import SENSITIVITIES

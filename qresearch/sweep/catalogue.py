@@ -12,12 +12,12 @@ from qresearch.cost import COSTS
 from qresearch.data import DATASETS
 from qresearch.engines import ENGINES
 from qresearch.errors import ConfigError, did_you_mean
+from qresearch.latency import DEVICES
 from qresearch.models import MODELS
 from qresearch.numerics.ranges import RANGES
 from qresearch.ptq import PTQ
 from qresearch.quantizers import QUANTIZERS
 from qresearch.quantizers.describe import describe
-from qresearch.roofline import DEVICES
 from qresearch.search import SEARCHES
 from qresearch.sensitivities import SENSITIVITIES
 from qresearch.suggesters import SUGGESTERS

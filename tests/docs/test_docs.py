@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from qresearch.config import expand, load
+from qresearch.engines import check_engine
 from qresearch.registry import Registry
-from qresearch.sweep.assemble import known_names
+from qresearch.sweep.assemble import costs_of, known_names, methods_of
 from qresearch.sweep.catalogue import REGISTRIES
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -43,12 +44,29 @@ def registries():
         registry._own.update(own)
 
 
+BASE = {
+    "name": "name: any",
+    "flow": "flow: ptq",
+    "allocation": "allocation: {bits: [8, 8]}",
+    "sweep": "sweep: {grid: {seed: [0, 1, 2]}}",
+}
+
+
 @pytest.mark.parametrize("page", with_blocks("python"), ids=named)
-def test_snippets_run(page, registries, monkeypatch):
+def test_snippets_run_and_what_they_add_can_be_named_in_a_config(page, registries, monkeypatch, tmp_path):
     snippet = types.ModuleType("snippet")  # Flax looks up the module of a class
     monkeypatch.setitem(sys.modules, "snippet", snippet)
+    monkeypatch.chdir(tmp_path)  # where a page may write files
     for block in blocks(page, "python"):
         exec(compile(block, str(page), "exec"), snippet.__dict__)
+    for fragment in re.findall(r"^In a config: `(.*?)`", page.read_text(), re.MULTILINE):
+        others = [line for key, line in BASE.items() if key != fragment.partition(":")[0]]
+        Path("config.yaml").write_text("\n".join([*others, fragment]))
+        configs = expand(load("config.yaml", []), known_names())
+        for config in configs:
+            costs_of(config)
+            methods_of(config)
+            check_engine(config.engine.name, dict(config.engine.options))
 
 
 @pytest.mark.parametrize("page", with_blocks("yaml"), ids=named)
@@ -69,6 +87,25 @@ def test_every_kind_that_the_page_names_is_a_registry():
     text = (DOCS / "how_to" / "package.md").read_text()
     kinds = re.search(r"`qresearch list` prints:\n(.*?)\.\n", text, re.DOTALL)[1]
     assert set(kinds.replace("\n", " ").split(", ")) == set(REGISTRIES)
+
+
+def test_the_index_has_every_registry():
+    """By the name that ``qresearch list`` prints, with the dict that its line goes into."""
+    text = (DOCS / "how_to" / "index.md").read_text()
+    rows = {row.split("|")[1].strip(): row for row in text.splitlines() if row.startswith("|")}
+    assert set(REGISTRIES) <= set(rows)
+    for kind, registry in REGISTRIES.items():
+        module, name = re.search(r"`(qresearch/[\w/]+)\.py`, `(\w+)`", rows[kind]).groups()
+        found = importlib.import_module(module.replace("/", ".").removesuffix(".__init__"))
+        assert getattr(found, name) is registry
+
+
+def test_every_test_that_is_named_exists():
+    root = DOCS.parent
+    text = "\n".join(page.read_text() for page in (*PAGES, root / "README.md", root / "CONTRIBUTING.md"))
+    named = set(re.findall(r"tests/[\w/]*\w(?:\.py)?", text))
+    assert {path for path in named if not (root / path).exists()} == set()
+    assert len(named) > 10
 
 
 def test_every_command_exists():

@@ -17,6 +17,7 @@ from ptq_cases import CASES, error, outputs, quantized
 from qresearch.errors import ConfigError, GraphError
 from qresearch.programs import compiled
 from qresearch.ptq import PTQ, make_method, make_methods, optimise
+from qresearch.ptq.state import before_rounding
 
 # Of every method, options that make it quick; what they leave out the paper's recipe adds.
 QUICK: dict[str, dict[str, Any]] = {
@@ -218,6 +219,15 @@ def test_a_number_out_of_range_is_refused(name, option, value):
 def test_an_order_that_cannot_be_is_refused_before_anything_runs(names, message):
     with pytest.raises(ConfigError, match=message):
         make_methods([(name, {}) for name in names])
+
+
+def test_the_order_holds_for_methods_of_ones_own(monkeypatch):
+    monkeypatch.setitem(PTQ, "rounds", PTQ["prune"])
+    monkeypatch.setitem(PTQ, "folds", before_rounding(lambda fn, params, x: (fn, params)))
+    assert len(make_methods([("folds", {}), ("equalize", {}), ("rounds", {})])) == 3
+    for name in ("equalize", "folds"):
+        with pytest.raises(ConfigError, match=f"{name} starts from the float model.* before rounds"):
+            make_methods([("rounds", {}), (name, {})])
 
 
 def test_every_order_of_two_that_is_accepted_runs():

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import sys
+import tomllib
 
 import pytest
+from conftest import ROOT
 from small_sweep import ONE, one_line, settings, write_small
 from tracked import make_run
 
 from qresearch import trackers
 from qresearch.cli import main
 from qresearch.trackers.mirror import mirrors
+
+# A tracker that needs a package has an extra of its name.
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
 
 class Broken:
@@ -67,7 +72,7 @@ def test_an_interrupt_is_no_failure_of_a_tracker_and_closes_it(tmp_path, monkeyp
     assert (tracker.calls[-1], lines) == ("close", [])
 
 
-@pytest.mark.parametrize("name", trackers.TRACKERS)
+@pytest.mark.parametrize("name", [name for name in trackers.TRACKERS if name in EXTRAS])
 def test_a_package_that_is_missing_is_one_line_that_names_the_extra(tmp_path, monkeypatch, name):
     for module in [name, *(loaded for loaded in sys.modules if loaded.startswith(f"{name}."))]:
         monkeypatch.setitem(sys.modules, module, None)
@@ -79,6 +84,25 @@ def test_a_package_that_is_missing_is_one_line_that_names_the_extra(tmp_path, mo
     assert line.startswith(f"warning: tracker '{name}' is off: its package cannot be imported (")
     assert line.endswith(f"); pip install 'qresearch[{name}]'")
     assert sorted(run.path.rglob("*")) == before
+
+
+# Those without a package, and those whose package all tests have.
+@pytest.mark.parametrize(
+    "name", [name for name in trackers.TRACKERS if name not in EXTRAS or name in EXTRAS["test"][0]]
+)
+def test_what_a_mirror_holds_is_not_written_again(tmp_path, name):
+    run, records = make_run(tmp_path)
+
+    def mirrored():
+        with mirrors([name], run, pytest.fail) as mirror:
+            for record in records:
+                mirror.log(record.key)
+        files = [path for path in (run.path / name).rglob("*") if path.is_file()]
+        return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+    first = mirrored()
+    assert first
+    assert mirrored() == first
 
 
 def test_no_tracker_no_file(tmp_path):
