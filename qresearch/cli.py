@@ -247,8 +247,8 @@ def _add_figure(command: Command) -> None:
         "--table",
         nargs="?",
         const="numbers",
-        choices=("numbers", "figures"),
-        help="print the reproduction table as markdown, a row per number (default) or per figure",
+        choices=("numbers", "figures", "commands"),
+        help="print the reproduction table as markdown: every number (default), a row per figure, or how each was made",
     )
     added.add_argument("--output", default="results/figures", help="folder to write (default: results/figures)")
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qresearch.errors import ConfigError, DataError, QResearchError, did_you_mean
 
 if TYPE_CHECKING:
-    from paper_figures.figure import Figure, Record, Row
+    from paper_figures.figure import Figure, Row
 
 OK, FAILED = 0, 3
-FIGURE_HEADER = ("figure", "paper", "numbers", "within tolerance", "device", "command")
-ROW_HEADER = ("figure", "number", "published", "ours", "difference", "tolerance", "within")
 
 
 def figure(options: argparse.Namespace) -> int:
@@ -27,7 +25,9 @@ def figure(options: argparse.Namespace) -> int:
         raise ConfigError("figure: names and --all exclude each other")
     chosen = {name: known[name] for name in options.names} or known
     if options.table:
-        print(reproduction_table(chosen, options.table))
+        from paper_figures.tables import markdown
+
+        print(markdown(options.table, chosen))
         return OK
     if options.list:
         return _print_list(chosen)
@@ -97,46 +97,3 @@ def _print_list(chosen: dict[str, Figure]) -> int:
         rows.append((name, one.title, one.paper, one.device, state, one.command(name)))
     print(plain_table(("figure", "title", "paper", "device", "records", "command"), rows))
     return OK
-
-
-def reproduction_table(chosen: dict[str, Figure] | None = None, kind: str = "numbers") -> str:
-    """Markdown of published and our numbers, a row per number, or per figure (kind "figures"); by default of all."""
-    header, lines = (FIGURE_HEADER, _figure_rows) if kind == "figures" else (ROW_HEADER, _number_rows)
-    rows = [_markdown_row(row) for row in lines(_known() if chosen is None else chosen)]
-    return "\n".join([_markdown_row(header), "|---" * len(header) + "|", *rows])
-
-
-def _markdown_row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
-def _figure_rows(chosen: dict[str, Figure]) -> Iterator[tuple[str, ...]]:
-    from paper_figures.figure import records_of
-
-    for name, one in chosen.items():
-        records = records_of(name)
-        rows = one.rows(records)
-        judged = [row.within for row in rows if row.within is not None]
-        within = f"{sum(judged)} of {len(judged)}" if judged else "–" if records else "not run"
-        device = _device(records) if records else one.device.upper()
-        yield (f"`{name}`", one.paper, str(len(rows)), within, device, f"`{one.command(name)}`")
-
-
-def _number_rows(chosen: dict[str, Figure]) -> Iterator[tuple[str, ...]]:
-    from paper_figures.figure import records_of
-
-    for name, one in chosen.items():
-        records = records_of(name)
-        for row in one.rows(records):
-            what, ours, published, difference, tolerance, within = row.cells
-            yield (f"`{name}`", what, published, ours or "not run", difference, tolerance, within)
-
-
-def _device(records: Sequence[Record]) -> str:
-    """The devices and JAX versions that the records name."""
-
-    def named(record: Record) -> str:
-        device: Any = record["device"]["kind"]
-        return f"{device}, JAX {record['versions']['jax']}"
-
-    return "; ".join(sorted({named(record) for record in records}))

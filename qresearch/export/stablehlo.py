@@ -17,20 +17,13 @@ import numpy as np
 from jax import export
 from jaxtyping import Array
 
-from qresearch.errors import DataError, GraphError
+from qresearch.errors import DataError
+from qresearch.export.batch import UNTRACEABLE, any_batch, with_batch
 from qresearch.results.atomic import make_folder, read_bytes, write_bytes
 from qresearch.results.sealed import read_sealed, write_sealed
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 FIXED = 128  # examples at a time, of a function that cannot be traced for any number of them
-_UNTRACEABLE = (
-    TypeError,
-    ValueError,
-    ArithmeticError,
-    GraphError,
-    jax.errors.JAXTypeError,
-    jax.errors.InconclusiveDimensionOperation,
-)
 
 
 class Program(NamedTuple):
@@ -42,16 +35,6 @@ class Program(NamedTuple):
 
     def __call__(self, *leaves: Any) -> list[Array]:
         return self.compiled(*leaves)
-
-
-def any_batch(x: Any) -> Any:
-    """The shapes of a pytree of arrays, with any number of examples in place of the first axis."""
-    (batch,) = export.symbolic_shape("batch")
-    return _with_batch(x, batch)
-
-
-def _with_batch(x: Any, batch: Any) -> Any:
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((batch, *leaf.shape[1:]), leaf.dtype), x)
 
 
 def export_program(
@@ -85,13 +68,13 @@ def export_model(forward: Callable[[Any], Any], x: Any, batch: int | None = None
     """
     said: dict[str, Any] = {"batch": "any" if batch is None else batch}
     if batch is not None:
-        program = export_program(forward, [_with_batch(x, batch)])
+        program = export_program(forward, [with_batch(x, batch)])
     else:
         try:
             program = export_program(forward, [any_batch(x)])
-        except _UNTRACEABLE as error:
+        except UNTRACEABLE as error:
             reason = f"the function cannot be traced for any number of examples ({str(error).partition(chr(10))[0]})"
-            program, said = export_program(forward, [_with_batch(x, FIXED)]), {"batch": FIXED, "why": reason}
+            program, said = export_program(forward, [with_batch(x, FIXED)]), {"batch": FIXED, "why": reason}
     return program._replace(facts={**program.facts, **said})
 
 

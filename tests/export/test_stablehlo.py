@@ -15,11 +15,11 @@ from trained import uniform
 from qresearch.calibration import calibrate, select
 from qresearch.errors import DataError
 from qresearch.evaluation import compiled_step
+from qresearch.export.batch import any_batch
 from qresearch.export.formats import integer_forward
 from qresearch.export.stablehlo import (
     FIXED,
     PLATFORMS,
-    any_batch,
     export_model,
     export_program,
     load_program,

@@ -17,6 +17,7 @@ import qresearch.figure_commands
 from paper_figures import FIGURES
 from paper_figures import figure as figures
 from paper_figures.figure import HEADER, ORIGIN, Row, make_records, picture_bytes, records_of
+from paper_figures.tables import PAGES, current, markdown
 from qresearch.cli import main
 from qresearch.errors import DataError
 
@@ -136,7 +137,7 @@ def test_a_figure_that_was_not_run_is_listed_with_its_command(tmp_path, capsys):
 
 
 def test_the_list_and_the_tables_have_every_figure(capsys):
-    for arguments in (["--list"], ["--table"], ["--table", "figures"]):
+    for arguments in (["--list"], ["--table"], ["--table", "commands"], ["--table", "figures"]):
         assert main(["figure", *arguments]) == 0
         text, of_numbers = capsys.readouterr().out, arguments == ["--table"]
         listed = [name for name, one in FIGURES.items() if not of_numbers or one.rows(records_of(name))]
@@ -147,6 +148,21 @@ def test_the_list_and_the_tables_have_every_figure(capsys):
     for name in NOT_RUN:
         assert f"`{name}`" in text
         assert any("not run" in line and f"`{name}`" in line for line in lines)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_tables_of_the_documents_are_current(page):
+    assert current(page) == page.read_text(encoding="utf-8"), "run 'python -m paper_figures.tables'"
+    assert "`hawq_v3_resnet18` |" in current(page)
+
+
+def test_the_number_farthest_off_is_shown():
+    close, off = Row("close", 1.0, 1.001, 0.1), Row("far, of a wide tolerance", 10.0, 11.0, 2.0)
+    own = FIGURES["dq_gradients"]._replace(rows=lambda records: [close, off, Row("not judged", None, 9.0)])
+    table = markdown("figures", {"dq_gradients": own})
+    assert "| 2 of 2 | far, of a wide tolerance | 10 | 11 | +1 |" in table
+    wrong = own._replace(rows=lambda records: [off, Row("sign", 1.0, -0.1, "sign")])
+    assert "| 1 of 2 | sign | 1 | -0.1 | -1.1 |" in markdown("figures", {"dq_gradients": wrong})
 
 
 @pytest.mark.parametrize(

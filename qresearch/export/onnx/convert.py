@@ -11,6 +11,7 @@ from jax.extend import source_info_util
 
 from qresearch.compat import evaluate_equation, is_dropped, is_literal, open_jaxpr
 from qresearch.errors import GraphError, did_you_mean
+from qresearch.export.batch import UNTRACEABLE, any_batch, with_batch
 from qresearch.export.onnx import contractions, elementwise, shapes
 from qresearch.export.onnx.biases import join_biases
 from qresearch.export.onnx.builder import Builder, Tensor, Value, plain
@@ -20,9 +21,6 @@ from qresearch.export.onnx.packages import import_onnx
 
 DIMENSION = "dim_as_value"
 OPSET, IR_VERSION = 21, 10  # the first with int4, and the newest that ONNX Runtime 1.24 to 1.31 all read
-
-# What tracing raises where a function needs to know the number of examples.
-UNTRACEABLE = (TypeError, ValueError, GraphError, jax.errors.JAXTypeError, jax.errors.InconclusiveDimensionOperation)
 
 Primitive = Callable[[Builder, Any, list[Value]], Value | list[Value]]
 
@@ -102,17 +100,16 @@ def trace_batch(fn: Callable[[Any], Any], x: Any, batch: int | None = None) -> T
     so.
     """
     if batch is not None:
-        return _trace(fn, x, batch, "as asked")
-    (symbol,) = jax.export.symbolic_shape("batch")
+        return _trace(fn, with_batch(x, batch), "as asked")
     try:
-        return _trace(fn, x, symbol, "")
+        return _trace(fn, any_batch(x), "")
     except UNTRACEABLE as error:
         reason = f"the function cannot be traced for any number ({str(error).splitlines()[0]})"
-        return _trace(fn, x, int(jax.tree.leaves(x)[0].shape[0]), reason)
+        return _trace(fn, with_batch(x, int(jax.tree.leaves(x)[0].shape[0])), reason)
 
 
-def _trace(fn: Callable[[Any], Any], x: Any, batch: Any, fixed: str) -> Traced:
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((batch, *leaf.shape[1:]), leaf.dtype), x)
+def _trace(fn: Callable[[Any], Any], shapes: Any, fixed: str) -> Traced:
+    batch = jax.tree.leaves(shapes)[0].shape[0]
     closed, output = jax.make_jaxpr(fn, return_shape=True)(shapes)
     return Traced(closed, _names("x", shapes), _names("output", output), batch, fixed)
 
