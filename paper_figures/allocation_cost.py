@@ -57,7 +57,8 @@ def rows(records: Sequence[Record]) -> list[Row]:
         for part, text in PARTS.items()
     ]
     ratios = [record for record in records if "ratio" in record]
-    return found + [Row(RATIOS.get(record["method"], record["method"]), None, record["ratio"]) for record in ratios]
+    names = [str(RATIOS.get(record["method"], record["method"])) for record in ratios]
+    return found + [Row(name, None, record["ratio"]) for name, record in zip(names, ratios)]
 
 
 def draw(records: Sequence[Record]) -> Picture:

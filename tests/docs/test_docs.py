@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from qresearch.config import expand, load
+from qresearch.config import expand, load, suggestion_of
 from qresearch.engines import check_engine
 from qresearch.registry import Registry
 from qresearch.sweep.assemble import costs_of, known_names, methods_of
 from qresearch.sweep.catalogue import REGISTRIES
+from qresearch.sweep.suggest import make_suggester
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = sorted(page for page in DOCS.rglob("*.md") if not {"methods", "_build"} & set(page.relative_to(DOCS).parts))
@@ -62,8 +63,10 @@ def test_snippets_run_and_what_they_add_can_be_named_in_a_config(page, registrie
     for fragment in re.findall(r"^In a config: `(.*?)`", page.read_text(), re.MULTILINE):
         others = [line for key, line in BASE.items() if key != fragment.partition(":")[0]]
         Path("config.yaml").write_text("\n".join([*others, fragment]))
-        configs = expand(load("config.yaml", []), known_names())
-        for config in configs:
+        sweep = load("config.yaml", [])
+        if (suggest := suggestion_of(sweep)) is not None:
+            make_suggester(suggest)
+        for config in expand(sweep, known_names()):
             costs_of(config)
             methods_of(config)
             check_engine(config.engine.name, dict(config.engine.options))
