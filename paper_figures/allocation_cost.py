@@ -11,6 +11,7 @@ Tolerance: none: times are of one machine.
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -30,6 +31,7 @@ RATIOS = {
     "float pass": "time of a warm allocation, times that of a float pass",
     "shared prefixes": "one layer at a time: speed-up by running common first layers once",
 }
+PEERS = ("qwix", "brevitas", "torch")
 PARTS = {"first": "first 16 allocations, compilation included", "further": "16 further allocations"}
 
 
@@ -42,7 +44,15 @@ def run() -> list[Record]:
         if done.returncode or not path.is_file():
             raise DataError(f"{script}: ended with status {done.returncode}")
         found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [{name: value for name, value in row.items() if name not in ("device", "jax")} for row in found]
+    peers = {name: version for name in PEERS if (version := _version(name))}
+    return [{name: row[name] for name in row.keys() - {"device", "jax", "seconds"}} | {"peers": peers} for row in found]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _timed(records: Sequence[Record]) -> list[Record]:

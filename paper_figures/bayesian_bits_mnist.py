@@ -4,8 +4,9 @@ Paper: Bayesian Bits: Unifying Quantization and Pruning, van Baalen et al. 2020,
   table 1.
 Published: 99.30 % at 0.36 % of the bit-operations of float after 100 epochs, lambda 0.1 (README of
   Qualcomm-AI-research/BayesianBits @fb04b6f).
-Recipe: configs/mnist_bayesian_bits.yaml as it is, seed 0: three epochs of float training, five of search with gates at
-  ten times the paper's rate, and two with fixed gates. Its header has three seeds, and the full recipe, for a GPU.
+Recipe: configs/mnist_bayesian_bits.yaml with one epoch less at the end, seed 0: three epochs of float training, five of
+  search with gates at ten times the paper's rate, and one with fixed gates. The config's header has three seeds, and
+  the full recipe, for a GPU.
 Run: not run yet.
 Tolerance: 0.15 points, and 0.10 percentage points of the bit-operations (of the full recipe; ours is shorter).
 """
@@ -27,7 +28,7 @@ TOP1, BOPS = 99.30, 0.36
 
 def run() -> list[Record]:
     """A record of the float model and one of the quantized one."""
-    return run_config(CONFIG)
+    return run_config(CONFIG, ["qat.epochs=1"])
 
 
 def _percent(records: Sequence[Record], flow: str, field: str, name: str) -> float | None:
