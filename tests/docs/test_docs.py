@@ -103,6 +103,15 @@ def test_the_index_has_every_registry():
         assert getattr(found, name) is registry
 
 
+def test_what_quantizers_are_made_of_exists():
+    text = (DOCS / "how_to" / "quantizer.md").read_text()
+    names = re.findall(r"^\| `((?:numerics|quantizers)\.[\w.]+)", text, re.MULTILINE)
+    for name in names:
+        module, _, function = name.rpartition(".")
+        assert callable(getattr(importlib.import_module(f"qresearch.{module}"), function)), name
+    assert len(names) >= 6
+
+
 def test_every_test_that_is_named_exists():
     root = DOCS.parent
     text = "\n".join(page.read_text() for page in (*PAGES, root / "README.md", root / "CONTRIBUTING.md"))
