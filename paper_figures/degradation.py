@@ -4,8 +4,7 @@ Paper: our own; models and methods as the configs name them.
 Published: nothing but the float score of the ResNet-20 weights, 91.73 (pytorch_resnet_cifar10).
 Recipe: configs/cifar_resnet20_ptq.yaml, configs/digit_detector.yaml and configs/gpt_shakespeare.yaml, of the last the
   trials float, W8A8, W4A4 and W4A4 after a Hadamard rotation, with three epochs of float training in place of seven,
-  for the time; one seed. Drops are in hundredths of the score (accuracy
-  or mAP points; 0.01 of bits per character).
+  for the time; one seed. Drops are in hundredths of the score (accuracy or mAP points; 0.01 of bits per character).
 Run: not run yet.
 Tolerance: 0.1 points for the float ResNet-20.
 """
