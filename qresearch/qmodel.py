@@ -18,7 +18,8 @@ from qresearch.graph import Call, Graph, Handler, Layer, Unassigned, trace
 from qresearch.graph.handlers import record
 from qresearch.graph.trace import Function, refuse
 from qresearch.quantizers import Quantizer
-from qresearch.rules import Option, Rule, assign_rules, stays_float
+from qresearch.quantizers.base import Factory
+from qresearch.rules import Option, Rule, assign_rules, factories, stays_float
 from qresearch.units import CORRECTIONS, Unit, base_name, build_units, calibrate_unit, quantized_output, unit_counts
 
 Params = Any
@@ -165,7 +166,7 @@ def quantize_model(fn: Function, params: Params, x: Any, rules: Sequence[Rule] =
     _refuse(graph, rules)
     undecided = any(_undecided(assigned[layer.name], layer) for layer in graph.layers if layer.name in assigned)
     negative = _negative_operands(graph, params, x) if undecided else frozenset()
-    return _build(fn, arguments, rules, negative)
+    return _build(fn, arguments, rules, negative, factories(rules))
 
 
 def sketch_model(
@@ -181,7 +182,7 @@ def sketch_model(
     """
     rules, arguments = tuple(rules), _Abstract((params, x))
     _refuse(_trace_once(fn, arguments, rules), rules)
-    return _build(fn, arguments, rules, frozenset(negative))
+    return _build(fn, arguments, rules, frozenset(negative), factories(rules))
 
 
 class _Abstract:
@@ -220,7 +221,11 @@ def _refuse(graph: Graph, rules: Sequence[Rule]) -> None:
 
 @functools.lru_cache(maxsize=64)
 def _build(
-    fn: Function, arguments: _Abstract, rules: tuple[Rule, ...], negative: frozenset[tuple[str, str]]
+    fn: Function,
+    arguments: _Abstract,
+    rules: tuple[Rule, ...],
+    negative: frozenset[tuple[str, str]],
+    _methods: tuple[Factory | None, ...],  # a name that a script has mended stands for another method: build anew
 ) -> QuantizedModel:
     graph = _trace_once(fn, arguments, rules)
     if not graph.layers and any(rule.quantizes for rule in rules):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,8 +16,8 @@ from qresearch.numerics.fake_quant import MASKS
 from qresearch.numerics.granularity import PER_TENSOR, Granularity, per_channel, per_group
 from qresearch.numerics.ranges import RANGES
 from qresearch.numerics.rounding import ROUNDINGS
-from qresearch.quantizers import Quantizer, QuantSpec, make_quantizer
-from qresearch.quantizers.base import UnsupportedSpecError
+from qresearch.quantizers import QUANTIZERS, Quantizer, QuantSpec, make_quantizer
+from qresearch.quantizers.base import Factory, UnsupportedSpecError
 
 Option = tuple[int, int]  # (weight_bits, input_bits); 0 prunes, 32 keeps float
 AUTO = "auto"
@@ -98,19 +99,7 @@ class SiteRule:
 
     def _method(self, spec: QuantSpec) -> Quantizer:
         """The quantizer for a specification, with the range of this rule."""
-
-        def make(spec: QuantSpec) -> Quantizer:
-            return make_quantizer(self.quantizer, spec, **dict(self.options))
-
-        if self.range != AUTO:
-            return make(replace(spec, range=self.range))
-        own = make(spec)
-        if "calibrates_in_apply" in own.traits:
-            return own
-        try:
-            return make(replace(spec, range="mse"))
-        except UnsupportedSpecError:
-            return own
+        return _made(self, spec, QUANTIZERS.get(self.quantizer))
 
     def _granularity(self, contraction: Contraction, operand: str) -> Granularity:
         if contraction.product and self.granularity not in ("per_tensor", "per_token"):
@@ -131,6 +120,26 @@ class SiteRule:
             raise GraphError("per_group needs entries of several elements, but what is looked up holds one each")
         axis = contracting[0] if contraction.kind == "conv_general_dilated" else contracting[-1]
         return per_group(axis, self.group_size or 0)
+
+
+@functools.lru_cache(maxsize=256)
+def _made(site: SiteRule, spec: QuantSpec, factory: Factory | None) -> Quantizer:
+    """The same object for all layers whose choices are equal, so that its contract is checked once. factory: see
+    ``factories``.
+    """
+
+    def make(spec: QuantSpec) -> Quantizer:
+        return make_quantizer(site.quantizer, spec, **dict(site.options))
+
+    if site.range != AUTO:
+        return make(replace(spec, range=site.range))
+    own = make(spec)
+    if "calibrates_in_apply" in own.traits:
+        return own
+    try:
+        return make(replace(spec, range="mse"))
+    except UnsupportedSpecError:
+        return own
 
 
 KERNEL = SiteRule(granularity="per_channel")
@@ -200,6 +209,12 @@ def assign_rules(rules: Sequence[Rule], layers: Sequence[Layer], unreachable: Co
     found = {layer.name: first[layer.name] for layer in layers}
     chosen = {name: _as_applied(rules[i], name) for name, i in found.items() if i is not None}
     return {name: rule for name, rule in chosen.items() if rule.quantizes}
+
+
+def factories(rules: Sequence[Rule]) -> tuple[Factory | None, ...]:
+    """What the quantizers' names of these rules stand for now: a script may give a name another method."""
+    sites = [site for rule in rules for site in (rule.weight, rule.input) if site is not None]
+    return tuple(QUANTIZERS.get(site.quantizer) for site in sites)
 
 
 def _matches(rule: Rule, name: str) -> bool:

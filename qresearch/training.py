@@ -192,7 +192,7 @@ class Trainer:
         bad = np.flatnonzero(~np.isfinite(losses))
         if bad.size:
             step = (epoch - 1) * self.steps_per_epoch + int(bad[0]) + 1
-            return outcome._replace(failure=_not_finite(losses[bad[0]], step, epoch, trial.learning_rate))
+            return outcome._replace(failure=_not_finite(losses[bad[0]], step, epoch, trial, updated=step > 1))
         own = _stack([(state.variables, state.qparams, trial.bits)])
         scores = evaluate(self.program.forward, self.task, self.data.prepare, (), own, self.validation, chunk=1)
         row = {
@@ -203,7 +203,7 @@ class Trainer:
         }
         if not np.isfinite(row["validation_loss"]):  # the last update of the epoch, which no training loss has seen
             step, loss = epoch * self.steps_per_epoch, row["validation_loss"]
-            return outcome._replace(failure=_not_finite(loss, step, epoch, trial.learning_rate))
+            return outcome._replace(failure=_not_finite(loss, step, epoch, trial))
         last = (state.variables, state.qparams)
         better = not outcome.history or self._rank(row) > self._rank(outcome.history[outcome.best_epoch - 1])
         best, best_epoch = (last, epoch) if better else (outcome.best, outcome.best_epoch)
@@ -248,8 +248,12 @@ def check_recipe(recipe: Recipe, data: Dataset, section: str = "recipe") -> None
         )
 
 
-def _not_finite(loss: float, step: int, epoch: int, learning_rate: float) -> str:
-    return f"the loss became {loss} at step {step} (epoch {epoch}); lower the learning rate (now {learning_rate:g})"
+def _not_finite(loss: float, step: int, epoch: int, trial: Trial, updated: bool = True) -> str:
+    said = f"the loss became {loss} at step {step} (epoch {epoch})"
+    if not updated:
+        whose = "the quantized model's" if jax.tree.leaves(trial.qparams) else "the model's"
+        return f"{said}, before any update: {whose} own loss, not the learning rate"
+    return f"{said}; lower the learning rate (now {trial.learning_rate:g})"
 
 
 def _setting(trial: Trial) -> tuple[Any, Array, Array]:

@@ -16,6 +16,8 @@ from qresearch.cost import LayerCounts, layer_counts
 from qresearch.errors import GraphError
 from qresearch.graph import Call, Layer
 from qresearch.quantizers import Quantizer
+from qresearch.quantizers.base import ContractError
+from qresearch.quantizers.check import check_contract
 from qresearch.rules import Rule, SiteRule
 
 
@@ -75,17 +77,33 @@ def calibrate_unit(unit: Unit, recorded: Mapping[str, Any], bits: Float[Array, "
     def calls(operand: str) -> list[Array]:
         return [aux[operand][call] for aux in found for call in range(aux[operand].shape[0])]
 
-    contraction, name = unit.layer.contraction, unit.layer.name
+    contraction = unit.layer.contraction
     kernels = calls("weight") if contraction.product else [found[0]["weight"][0]]
     weight = _join(kernels, unit, contraction.weight_contracting)
     x = _join(calls("input"), unit, contraction.input_contracting)
+    return {
+        "weight": unit.weight and _calibrate(unit, "weight", unit.weight, weight, bits[0]),
+        "input": unit.input and _calibrate(unit, "input", unit.input, x, bits[1]),
+    }
+
+
+def _calibrate(unit: Unit, operand: str, quantizer: Quantizer, x: Array, bits: Float[Array, ""]) -> Any:
+    """The qparams of one operand, from a method that keeps its contract for x."""
     try:
-        return {
-            "weight": unit.weight and unit.weight.init(weight, bits[0]),
-            "input": unit.input and unit.input.init(x, bits[1]),
-        }
+        check_contract(quantizer, x.shape, x.dtype)
+        return quantizer.init(x, bits)
+    except ContractError as error:
+        raise GraphError(f"quantizer {site_text(unit, operand)}: {error}") from error.__cause__
     except GraphError as error:
-        raise GraphError(f"layer {name}: {error}") from None
+        raise GraphError(f"layer {unit.layer.name}: {error}") from None
+
+
+def site_text(unit: Unit, operand: str) -> str:
+    """``'lsq' at conv1/kernel``: the method of an operand and its site, for messages."""
+    site, place = (
+        (unit.rule.weight, unit.layer.name) if operand == "weight" else (unit.rule.input, unit.layer.input_site)
+    )
+    return f"'{site.quantizer if site else None}' at {place}"
 
 
 # What post-training methods add to a layer's qparams, for the widths they were run at. kernel: what is quantized in

@@ -21,7 +21,10 @@ from quantized_models import (
     full,
 )
 
+from qresearch.errors import GraphError
 from qresearch.qmodel import quantize_model
+from qresearch.quantizers import QUANTIZERS
+from qresearch.quantizers.minmax import minmax
 from qresearch.rules import Rule, SiteRule
 
 # --- signs -----------------------------------------------------------------------------------------------------------
@@ -136,3 +139,56 @@ def test_pinned_layers_have_one_option():
     fn, params, x = ZOO["mlp"]
     model = quantize_model(fn, params, x, [Rule("out/*", weight=CHANNELS, input=TENSOR, menu=((8, 8),)), QUICK])
     assert model.menus == (QUICK.options(), ((8, 8),))
+
+
+# --- the contract of a method ----------------------------------------------------------------------------------------
+
+
+def test_a_method_that_breaks_its_contract_is_refused_by_name_and_site(monkeypatch):
+    def broken(spec):
+        return minmax(spec)._replace(apply=lambda qparams, x, bits, *, key=None: x if bits > 1 else -x)
+
+    monkeypatch.setitem(QUANTIZERS, "broken", broken)
+    for site, rule in (("w", Rule(weight=SiteRule("broken"))), ("input", Rule(input=SiteRule("broken")))):
+        with pytest.raises(
+            GraphError, match=rf"^quantizer 'broken' at hidden/{site}: apply: .*bits is traced"
+        ) as caught:
+            case("mlp", rule)
+        assert isinstance(caught.value.__cause__, jax.errors.TracerBoolConversionError)
+
+
+def test_a_method_that_was_mended_is_built_anew(monkeypatch):
+    def broken(spec):
+        return minmax(spec)._replace(init=lambda x, bits: (x, bits))
+
+    fn, params, x = ZOO["mlp"]
+    monkeypatch.setitem(QUANTIZERS, "mended", broken)
+    rules = [Rule(weight=SiteRule("mended"), input=None)]
+    model = quantize_model(fn, params, x, rules)
+    with pytest.raises(GraphError, match="quantizer 'mended' at hidden/w: init must return a NamedTuple, got tuple"):
+        model.init(params, x, full(model, 8.0))
+    monkeypatch.setitem(QUANTIZERS, "mended", minmax)
+    model = quantize_model(fn, params, x, rules)
+    assert set(model.init(params, x, full(model, 8.0))) == {"hidden/w", "out/w"}
+
+
+def test_a_contract_is_checked_once_for_equal_layers(monkeypatch):
+    asked = []
+
+    def counted(spec):
+        def init(x, bits):
+            asked.append(x.shape)
+            return minmax(spec).init(x, bits)
+
+        return minmax(spec)._replace(init=init)
+
+    def fn(p, x):
+        return x @ p["a"] @ p["b"] @ p["c"]
+
+    monkeypatch.setitem(QUANTIZERS, "counted", counted)
+    params = {name: kernel(0, 8, 8) for name in "abc"}
+    model = quantize_model(fn, params, X, [Rule(weight=SiteRule("counted"), input=None)])
+    model.init(params, X, full(model, 8.0))
+    assert len(asked) == 1 + len(params)  # by shapes, and then for every layer
+    model.init(params, X, full(model, 4.0))
+    assert len(asked) == 1 + 2 * len(params)

@@ -120,6 +120,16 @@ def test_a_last_update_that_only_the_validation_sees_is_a_failure_too():
 
 
 @pytest.mark.parametrize(
+    ("qparams", "whose"), [({}, "the model's"), ({"scale": np.float32(1)}, "the quantized model's")]
+)
+def test_a_loss_that_is_not_finite_before_any_update_is_not_put_on_the_learning_rate(qparams, whose):
+    program = exploding_below(np.inf)._replace(learnable=lambda qparams: dict.fromkeys(qparams, False))
+    (trained,) = number_trainer(SGD, program).train([number_trial(qparams=qparams)], chunk=1)
+    expected = "the loss became nan at step 1 (epoch 1), before any update: {} own loss, not the learning rate"
+    assert trained.failure == expected.format(whose)
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"batch_size": 5}, "recipe.batch_size 5 exceeds the 4 training examples of numbers; lower it"),

@@ -20,6 +20,7 @@ from qresearch.engines.base import Event, Message
 from qresearch.errors import DataError
 
 OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # as XLA says it
+_TRACEBACK = "Traceback (most recent call last):"
 _GRACE = 1.0  # seconds between asking a worker to end and making it
 
 
@@ -98,7 +99,8 @@ class Worker:
             name = signal.Signals(-status).name
             why = " (out of memory?)" if name == "SIGKILL" else ""
             return f"the worker was ended by {name}{why}"
-        return f"the worker ended with status {status}: {_telling_line(self.log, self._begin)} (see {self.log})"
+        said = _telling_line(self.log, self._begin, raised=status == 1)
+        return f"the worker ended with status {status}: {said} (see {self.log})"
 
     def ask_to_end(self) -> None:
         """Asks the worker to end, and does not wait for it."""
@@ -121,12 +123,18 @@ class Worker:
             os.killpg(self._process.pid, number)
 
 
-def _telling_line(log: Path, begin: int) -> str:
-    """The last line that was logged since ``begin``, or the one that says that a device's memory ran out."""
+def _telling_line(log: Path, begin: int, raised: bool) -> str:
+    """The last line that was logged since ``begin``, or the one that says that a device's memory ran out. raised: by an
+    exception, of whose message, perhaps of many lines, it is the first: JAX adds lines about itself at its end.
+    """
     try:
         with log.open("rb") as stream:
             stream.seek(max(begin, log.stat().st_size - 1_000_000))
-            lines = [line.strip()[:300] for line in stream.read().decode(errors="replace").split("\n") if line.strip()]
+            lines = [line.rstrip()[:300] for line in stream.read().decode(errors="replace").split("\n") if line.strip()]
     except OSError:
         return "no log"
-    return next((line for line in lines if OUT_OF_MEMORY in line), lines[-1] if lines else "nothing logged")
+    last = lines[-1] if lines else "nothing logged"
+    starts = [i for i, line in enumerate(lines) if line == _TRACEBACK]
+    if raised and starts:  # its frames are indented
+        last = next((line for line in lines[starts[-1] + 1 :] if not line.startswith(" ")), last)
+    return next((line for line in lines if OUT_OF_MEMORY in line), last).strip()

@@ -101,6 +101,24 @@ class UnsupportedSpecError(GraphError):
     """A method was asked for a sign, symmetry or granularity that its paper does not define."""
 
 
+class ContractError(GraphError):
+    """A method does not keep what ``Quantizer`` promises."""
+
+
+def same_form(x_hat: Any, x: Any) -> Any:
+    """``x_hat``, what ``apply`` gave for x; ContractError unless it has x's shape and dtype."""
+    if _form(x_hat) != _form(x):
+        raise ContractError(f"apply returned {_form(x_hat)}, expected x's {_form(x)}")
+    return x_hat
+
+
+def _form(value: Any) -> str:
+    """``float32[3,3,1,16]``; of what is no array, its type."""
+    if not (hasattr(value, "shape") and hasattr(value, "dtype")):
+        return type(value).__name__
+    return f"{value.dtype}[{','.join(map(str, value.shape))}]"
+
+
 def at_width(bits: Bits, x: Array, quantized: Array) -> Array:
     """``quantized`` at 1 to 31 bits, x itself at 32 and above (float), zeros at 0 and below (pruned)."""
     bits = jnp.asarray(bits, jnp.float32)
@@ -114,7 +132,8 @@ def on_view(granularity: Granularity, quantizer: Quantizer) -> Quantizer:
         return quantizer.init(granularity.view(x), bits)
 
     def apply(qparams: QParams, x: Array, bits: Bits, *, key: Array | None = None) -> Array:
-        return quantizer.apply(qparams, granularity.view(x), bits, key=key).reshape(x.shape)
+        view = granularity.view(x)
+        return same_form(quantizer.apply(qparams, view, bits, key=key), view).reshape(x.shape)
 
     def encode(qparams: QParams, x: Array, bits: Bits) -> Codes:
         return quantizer.encode(qparams, granularity.view(x), bits)

@@ -112,6 +112,11 @@ class Bench:
         return {}
 
     @functools.cached_property
+    def finite(self) -> dict[tuple[str, str], bool]:
+        """Whether the loss of the float model (key) is finite on a split, where somebody asked."""
+        return {}
+
+    @functools.cached_property
     def chooser(self) -> Chooser:
         """Chooses the bits of trials that have a budget."""
         return Chooser(self)

@@ -4,14 +4,16 @@ trainings.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from qresearch.calibration import MenuQParams, select_many
+from qresearch.calibration import MenuQParams, select, select_many
 from qresearch.checkpoint import save_checkpoint
 from qresearch.config import RunConfig, config_hash
 from qresearch.errors import BudgetError, TrainingError
@@ -22,6 +24,7 @@ from qresearch.prequantized import prequantize
 from qresearch.qmodel import QuantizedModel
 from qresearch.rules import Option
 from qresearch.sweep.bench import Bench
+from qresearch.sweep.blame import blamed, unsound
 from qresearch.sweep.floats import FloatModel, float_key, keeper_of
 from qresearch.sweep.found import Start
 from qresearch.sweep.keep import keep_sensitive
@@ -60,9 +63,9 @@ def _run_trials(
         yield from failures
         table = bench.calibrated(key, variables, _widths(bits))
         evaluated = [config for config in members if config in bits and config.flow != "qat" and not config.ptq]
-        yield from _evaluate(bench, bench.model(key, variables), table, evaluated, bits, floats[key])
+        yield from _evaluate(bench, key, floats[key], table, evaluated, bits)
         treated = [config for config in members if config in bits and config.ptq]
-        yield from run_methods(bench, bench.model(key, variables), variables, table, treated, bits)
+        yield from run_methods(bench, key, variables, table, treated, bits)
         for config in members:
             if config in bits and config.flow == "qat":
                 trial = _trial(bench, config, variables, table, bits[config])
@@ -114,22 +117,24 @@ def _widths(bits: dict[RunConfig, np.ndarray]) -> tuple[int, ...]:
 
 def _evaluate(
     bench: Bench,
-    model: QuantizedModel,
+    key: str,
+    float_model: FloatModel,
     table: MenuQParams,
     configs: Sequence[RunConfig],
     bits: dict[RunConfig, np.ndarray],
-    float_model: FloatModel,
 ) -> Iterator[Outcome]:
     """Float and PTQ trials: the float model is the allocation of 32 bits, so that all run in one program."""
-    if not configs:
+    variables = float_model.variables
+    if not configs or variables is None:
         return
+    model = bench.model(key, variables)
     with bench.reporter.phase("float and PTQ evaluation", len(configs)) as advance:
         chunk = default_chunk() * jax.device_count()
-        ready = prequantize(model, float_model.variables, table)
+        ready = prequantize(model, variables, table)
         for start in range(0, len(configs), chunk):
             started, part = time.monotonic(), configs[start : start + chunk]
             chosen = np.stack([bits[config] for config in part])
-            variables, task, prepare = float_model.variables, bench.setup.task, bench.setup.data.prepare
+            task, prepare = bench.setup.task, bench.setup.data.prepare
             test, validation = (
                 evaluate_population(model, variables, ready, chosen, split, task, prepare)
                 for split in (bench.test, bench.validation)
@@ -137,7 +142,10 @@ def _evaluate(
             seconds = (time.monotonic() - started) / len(part)
             for i, config in enumerate(part):
                 extra = {"best_epoch": float_model.best_epoch} if config.flow == "float" else {}
-                yield Outcome(config, bits[config], seconds, _row(test, i), _row(validation, i), extra)
+                outcome = Outcome(config, bits[config], seconds, _row(test, i), _row(validation, i), extra)
+                yield blamed(
+                    bench, outcome, key, variables, functools.partial(select, table, jnp.asarray(bits[config]))
+                )
             advance(start + len(part))
 
 
@@ -182,7 +190,8 @@ def _trained(
 ) -> Outcome:
     bits, channels = _with_pruned(bench, config, np.asarray(trial.bits))
     if trained.failure is not None:
-        return Outcome(config, bits, time.monotonic() - started, extra=_history(trained), failure=trained.failure)
+        failure = "; ".join(filter(None, (trained.failure, unsound(bench.sketch, trial.qparams, trial.bits))))
+        return Outcome(config, bits, time.monotonic() - started, extra=_history(trained), failure=failure)
     if not trained.finished:
         row = trained.history[epochs - 1]  # the checkpoint may be of a later one
         stopped = (int(row["epoch"]), trainer.task.sign * row["validation_score"])
@@ -195,7 +204,9 @@ def _trained(
         **channels,
     }
     save_checkpoint(checkpoint_path(bench.folder, config), {"variables": trained.best[0], "qparams": trained.best[1]})
-    return Outcome(config, bits, time.monotonic() - started, test, validation, extra)
+    outcome = Outcome(config, bits, time.monotonic() - started, test, validation, extra)
+    untrained = not trained.history and _start(bench, config) is None
+    return blamed(bench, outcome, float_key(config), trial.variables, lambda: trial.qparams) if untrained else outcome
 
 
 def _with_pruned(bench: Bench, config: RunConfig, bits: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:

@@ -6,7 +6,7 @@ import datetime
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -21,6 +21,7 @@ from qresearch.sweep.assemble import costs_of
 from qresearch.tasks import Task
 
 FLOAT_BITS = 32.0
+Split = Literal["test", "validation"]
 
 
 class Outcome(NamedTuple):
@@ -79,12 +80,21 @@ def make_record(outcome: Outcome, model: QuantizedModel, task: Task) -> Record:
 
 def checked(outcome: Outcome) -> Outcome:
     """The outcome; a failed one where a loss is not finite, which no record of a finished trial may hold."""
-    for name, scores in (("test", outcome.test), ("validation", outcome.validation)):
+    found = not_finite(outcome)
+    if found is None:
+        return outcome
+    reason = outcome.failure or f"{found[1]}; the weights have diverged"
+    return Outcome(outcome.config, outcome.bits, outcome.seconds, failure=reason)
+
+
+def not_finite(outcome: Outcome) -> tuple[Split, str] | None:
+    """The first split on which a loss is not finite, and on how many of its examples, in words."""
+    splits: dict[Split, Scores | None] = {"test": outcome.test, "validation": outcome.validation}
+    for name, scores in splits.items():
         bad = 0 if scores is None else int(np.sum(~np.isfinite(scores.loss)))
         if scores is not None and bad:
-            reason = f"the {name} loss is not finite on {bad} of {len(scores.loss)} examples; the weights have diverged"
-            return Outcome(outcome.config, outcome.bits, outcome.seconds, failure=outcome.failure or reason)
-    return outcome
+            return name, f"the {name} loss is not finite on {bad} of {len(scores.loss)} examples"
+    return None
 
 
 def treatment(model: QuantizedModel) -> str:

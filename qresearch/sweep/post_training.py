@@ -19,12 +19,13 @@ from qresearch.ptq import Quantized
 from qresearch.qmodel import Bits, Params, QParams, QuantizedModel
 from qresearch.sweep.assemble import methods_of
 from qresearch.sweep.bench import Bench
+from qresearch.sweep.blame import blamed
 from qresearch.sweep.outcome import Outcome, checkpoint_path
 
 
 def run_methods(
     bench: Bench,
-    model: QuantizedModel,
+    key: str,
     variables: Variables,
     table: MenuQParams,
     configs: Sequence[RunConfig],
@@ -33,9 +34,10 @@ def run_methods(
     """PTQ trials: their methods in turn, from the calibrated qparams of their bits, and what comes out of them."""
     if not configs:
         return
+    model = bench.model(key, variables)
     with bench.reporter.phase("post-training methods", len(configs)) as advance:
         for done, config in enumerate(configs, 1):
-            yield _outcome(bench, config, calibrated_state(bench, model, variables, table, bits[config]))
+            yield _outcome(bench, config, key, calibrated_state(bench, model, variables, table, bits[config]))
             advance(done)
 
 
@@ -61,8 +63,8 @@ def treated(state: Quantized, config: RunConfig) -> Quantized:
     return state
 
 
-def _outcome(bench: Bench, config: RunConfig, state: Quantized) -> Outcome:
-    started, bits = time.monotonic(), np.asarray(state.bits)
+def _outcome(bench: Bench, config: RunConfig, key: str, state: Quantized) -> Outcome:
+    started, bits, variables = time.monotonic(), np.asarray(state.bits), state.params
     try:
         state = treated(state, config)
     except GraphError as error:  # other trials may go together with their methods
@@ -71,7 +73,8 @@ def _outcome(bench: Bench, config: RunConfig, state: Quantized) -> Outcome:
     save_checkpoint(checkpoint_path(bench.folder, config), content)
     parts = (state.model, state.params, state.qparams, state.bits)
     test, validation = (own_scores(bench, *parts, split) for split in (bench.test, bench.validation))
-    return Outcome(config, bits, time.monotonic() - started, test, validation)
+    outcome = Outcome(config, bits, time.monotonic() - started, test, validation)
+    return blamed(bench, outcome, key, variables, lambda: state.qparams)
 
 
 def own_scores(

@@ -35,6 +35,10 @@ def run(text, tell):
         raise DataError("the disk is full")
     if job.get("memory"):
         raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.\nBufferAssignment: ...")
+    if job.get("noted"):  # as JAX does
+        error = TypeError("shapes do not fit: 2 and 3.\nThe error occurred while tracing.\nSee https://docs.jax.dev")
+        error.add_note("-" * 20 + "\nFor simplicity, JAX has removed its internal frames from the traceback.")
+        raise error
     if job.get("raise"):
         raise ZeroDivisionError("a defect")
     if "exit" in job:

@@ -106,6 +106,14 @@ def test_a_lost_worker_costs_its_own_job_only(start, name, ending, reason):
     assert reason in ended[1].content["reason"]
 
 
+def test_a_defect_is_told_by_its_exception_and_not_by_what_jax_adds(start):
+    one = start("local")
+    one.submit({"noted": True})
+    (event,) = one.wait_for(1)
+    reason = event.content["reason"]
+    assert reason.startswith("the worker ended with status 1: TypeError: shapes do not fit: 2 and 3. (see "), reason
+
+
 @every
 def test_what_a_user_can_mend_is_passed_on(start, name):
     one = start(name)

@@ -35,6 +35,7 @@ from qresearch.numerics.granularity import PER_TENSOR
 from qresearch.numerics.grid import integer_range
 from qresearch.numerics.rounding import ROUNDINGS
 from qresearch.quantizers import make_quantizer
+from qresearch.quantizers.check import check_contract
 
 # --- state -----------------------------------------------------------------------------------------------------------
 
@@ -47,6 +48,14 @@ def test_qparams_are_a_named_tuple_of_float32_arrays(name, spec):
     for leaf in jax.tree.leaves(qparams):
         assert leaf.dtype == np.float32
     assert_finite(qparams, "qparams")
+
+
+@cases(range=None)
+def test_apply_keeps_the_shape_and_the_dtype_of_x(name, spec):
+    """And ``init`` gives a NamedTuple: the check that every model makes, by shapes alone."""
+    quantizer = make_quantizer(name, spec)
+    for dtype in (jnp.float32, jnp.bfloat16):
+        check_contract(quantizer, tensor(spec.signed).shape, jnp.dtype(dtype))
 
 
 @cases(range=None, granularity=PER_TENSOR)
