@@ -89,8 +89,9 @@ def calibrate_unit(unit: Unit, recorded: Mapping[str, Any], bits: Float[Array, "
 
 def _calibrate(unit: Unit, operand: str, quantizer: Quantizer, x: Array, bits: Float[Array, ""]) -> Any:
     """The qparams of one operand, from a method that keeps its contract for x."""
+    site = _site(unit, operand)
     try:
-        check_contract(quantizer, x.shape, x.dtype)
+        check_contract(quantizer, x.shape, x.dtype, site is not None and site.rounding == "stochastic")
         return quantizer.init(x, bits)
     except ContractError as error:
         raise GraphError(f"quantizer {site_text(unit, operand)}: {error}") from error.__cause__
@@ -100,10 +101,12 @@ def _calibrate(unit: Unit, operand: str, quantizer: Quantizer, x: Array, bits: F
 
 def site_text(unit: Unit, operand: str) -> str:
     """``'lsq' at conv1/kernel``: the method of an operand and its site, for messages."""
-    site, place = (
-        (unit.rule.weight, unit.layer.name) if operand == "weight" else (unit.rule.input, unit.layer.input_site)
-    )
+    site, place = _site(unit, operand), unit.layer.name if operand == "weight" else unit.layer.input_site
     return f"'{site.quantizer if site else None}' at {place}"
+
+
+def _site(unit: Unit, operand: str) -> SiteRule | None:
+    return unit.rule.weight if operand == "weight" else unit.rule.input
 
 
 # What post-training methods add to a layer's qparams, for the widths they were run at. kernel: what is quantized in

@@ -18,18 +18,18 @@ _ELSEWHERE = (str(Path(jax.__file__).parent), __file__)  # frames that are not t
 
 
 @functools.lru_cache(maxsize=1024)
-def check_contract(quantizer: Quantizer, shape: tuple[int, ...], dtype: Any) -> None:
+def check_contract(quantizer: Quantizer, shape: tuple[int, ...], dtype: Any, stochastic: bool = False) -> None:
     """ContractError where, for an x of this shape and dtype, ``init`` gives no NamedTuple, ``apply`` gives another
-    shape or dtype than x's, or one of them cannot be traced; its cause is what they raised.
+    shape or dtype than x's, or one of them cannot be traced; its cause is what they raised. stochastic: its rounding
+    is, so that ``apply`` may refuse to run without a key.
     """
     x, bits = jax.ShapeDtypeStruct(shape, dtype), jax.ShapeDtypeStruct((), jnp.float32)
     qparams = _traced("init", quantizer.init, x, bits)
     if not (isinstance(qparams, tuple) and hasattr(qparams, "_fields")):
         raise ContractError(f"init must return a NamedTuple, got {type(qparams).__name__}")
-    same_form(_traced("apply", quantizer.apply, qparams, x, bits, key=None), x)
-    if "needs_key" in quantizer.traits:
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        same_form(_traced("apply", quantizer.apply, qparams, x, bits, key=key), x)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    for given in [key] if stochastic else [None, key] if "needs_key" in quantizer.traits else [None]:
+        same_form(_traced("apply", quantizer.apply, qparams, x, bits, key=given), x)
 
 
 def _traced(what: str, function: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
