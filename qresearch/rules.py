@@ -15,7 +15,7 @@ from qresearch.numerics.fake_quant import MASKS
 from qresearch.numerics.granularity import PER_TENSOR, Granularity, per_channel, per_group
 from qresearch.numerics.ranges import RANGES
 from qresearch.numerics.rounding import ROUNDINGS
-from qresearch.quantizers import Quantizer, QuantSpec, make_quantizer
+from qresearch.quantizers import QUANTIZERS, Quantizer, QuantSpec, make_quantizer
 from qresearch.quantizers.base import UnsupportedSpecError
 
 Option = tuple[int, int]  # (weight_bits, input_bits); 0 prunes, 32 keeps float
@@ -55,6 +55,7 @@ class SiteRule:
     options: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
+        _known("quantizer", self.quantizer, tuple(QUANTIZERS))
         _known("granularity", self.granularity, GRANULARITIES)
         _known("range", self.range, (None, AUTO, *RANGES))
         _known("mask", self.mask, (None, *MASKS))
