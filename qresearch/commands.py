@@ -279,4 +279,4 @@ def _print_tables(run: RunFolder) -> None:
     from qresearch.report import run_tables
 
     for text in run_tables(run):
-        print(text, end="\n\n")
+        print(text)  # a table ends its last line, so that this is one empty line

@@ -56,6 +56,7 @@ class SiteRule:
     options: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
+        _known("quantizer", self.quantizer, tuple(QUANTIZERS))
         _known("granularity", self.granularity, GRANULARITIES)
         _known("range", self.range, (None, AUTO, *RANGES))
         _known("mask", self.mask, (None, *MASKS))

@@ -139,7 +139,7 @@ def test_an_empty_menu_is_refused():
         Rule(menu=())
 
 
-@pytest.mark.parametrize("field", ["granularity", "range", "mask", "rounding"])
+@pytest.mark.parametrize("field", ["quantizer", "granularity", "range", "mask", "rounding"])
 def test_unknown_choices_of_a_site_are_refused_at_once(field):
     with pytest.raises(GraphError, match=f"unknown {field} 'nonsense'; (known|did you mean)"):
         SiteRule(**{field: "nonsense"})
@@ -151,7 +151,7 @@ def test_unknown_sharing_and_quantizers_are_refused():
     with pytest.raises(GraphError, match="unknown shared 'both'"):
         Rule(shared="both")
     with pytest.raises(GraphError, match="unknown quantizer 'lsqq'; did you mean 'lsq'"):
-        SiteRule("lsqq").build(contraction("mlp"), "weight", True)
+        SiteRule("lsqq")
 
 
 @pytest.mark.parametrize("name", RANGES)

@@ -27,6 +27,7 @@ from qresearch.config.sweep_grid import (
     sweep_axes,
 )
 from qresearch.config.yaml_loader import Document, parse_yaml, read_document
+from qresearch.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,18 @@ def suggested(sweep: SweepConfig, settings: Mapping[str, Any], known: KnownNames
     if run is None or explanations:
         raise config_error(sweep.document.source, _problems(sweep, point, explanations))
     return run
+
+
+def located(sweep: SweepConfig, config: RunConfig, path: KeyPath, message: str) -> ConfigError:
+    """The error that a value of this fixed run cannot be, at the line that gave the value."""
+    axes, _ = sweep_axes(sweep.document.values.get("sweep"))
+    for point in itertools.product(*axes) if axes else ():
+        settings = (*itertools.chain(*point), *sweep.overrides)
+        if _run(sweep, settings, None)[0] == config:
+            return config_error(
+                sweep.document.source, _problems(sweep, settings, [Explanation(path, message, "value")])
+            )
+    return config_error(sweep.document.source, [Problem(None, path, message)])
 
 
 def suggest_ends(sweep: SweepConfig, known: KnownNames | None = None) -> tuple[RunConfig, ...]:

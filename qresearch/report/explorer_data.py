@@ -152,5 +152,6 @@ def config_text(run: RunFolder) -> str:
 
 
 def environment_texts(records: Sequence[Record]) -> list[str]:
-    """Every environment in which these trials ran."""
-    return sorted({json.dumps(record.environment, indent=1, sort_keys=True) for record in records})
+    """Every environment in which these trials ran, without the sources, which are each trial's own."""
+    found = ({k: v for k, v in record.environment.items() if k != "sources"} for record in records)
+    return sorted({json.dumps(environment, indent=1, sort_keys=True) for environment in found})

@@ -148,6 +148,10 @@ class RunFolder:
         path = self._started(key) / "metrics.jsonl"
         return read_json_lines(path) if path.exists() else ([], 0)
 
+    def trial_folder(self, key: str) -> Path | None:
+        """The folder of a trial, if it was begun."""
+        return self._find(key)
+
     def _started(self, key: str) -> Path:
         folder = self._find(key)
         if folder is None:

@@ -108,11 +108,19 @@ def load_weights(config: RunConfig, setup: Setup) -> Variables:
     return read(found, shapes_of(setup)[0])
 
 
+def sites_of(quantize: QuantizeConfig) -> dict[tuple[str, ...], SiteConfig]:
+    """Every site that a config describes, by the path of its key."""
+    found: dict[tuple[str, ...], Any] = {("weight",): quantize.weight, ("input",): quantize.input}
+    for index, rule in enumerate(quantize.rules):
+        found |= {("rules", str(index), name): site for name, site in (("weight", rule.weight), ("input", rule.input))}
+    return {("quantize", *path): site for path, site in found.items() if isinstance(site, SiteConfig)}
+
+
 def rules_of(quantize: QuantizeConfig) -> tuple[Rule, ...]:
     """The rules of a config; the last one is the default for all layers that no other matches."""
 
     def site(value: Any, default: SiteConfig) -> SiteRule | None:
-        return None if value == "float" else _site_rule(default if value == "default" else value)
+        return None if value == "float" else site_rule(default if value == "default" else value)
 
     rules = [
         Rule(
@@ -125,7 +133,7 @@ def rules_of(quantize: QuantizeConfig) -> tuple[Rule, ...]:
         )
         for rule in quantize.rules
     ]
-    default = Rule("*", _site_rule(quantize.weight), _site_rule(quantize.input), quantize.menu)
+    default = Rule("*", site_rule(quantize.weight), site_rule(quantize.input), quantize.menu)
     return (*rules, default)
 
 
@@ -146,6 +154,7 @@ def _load_data(name: str, folder: str | None) -> Dataset:
     return DATASETS[name](Path(folder).expanduser() if folder else None)
 
 
-def _site_rule(site: SiteConfig) -> SiteRule:
+def site_rule(site: SiteConfig) -> SiteRule:
+    """The rule of a site of a config."""
     values = site.model_dump()
     return SiteRule(**{**values, "range": None if site.range == OWN_RANGE else site.range})

@@ -40,6 +40,13 @@ REGISTRIES: dict[str, Mapping[str, Any]] = {
     "suggesters": SUGGESTERS,
     "trackers": TRACKERS,
 }
+# What a config may say where it names an entry of a registry.
+_WORDS = {
+    "ranges": {
+        "auto": "the default: mse for a method that keeps a calibrated range, own for all others",
+        "own": "no range of this list: the method's own start, such as 2 mean|x| / sqrt(qmax) of lsq",
+    }
+}
 OPTIONED = (
     "ptq",
     "sensitivities",
@@ -61,7 +68,7 @@ def catalogue(kind: str | None = None) -> str:
     width = max(len(name) for registry in chosen.values() for name in registry)
     blocks = [
         "\n".join([title, *(f"  {name:<{width}}  {_summary(entry)}" for name, entry in sorted(registry.items()))])
-        for title, registry in chosen.items()
+        for title, registry in ((title, {**registry, **_WORDS.get(title, {})}) for title, registry in chosen.items())
     ]
     if kind == "quantizers":
         blocks = ["\n".join([kind, *(_quantizer(name, width) for name in sorted(QUANTIZERS))])]
@@ -97,7 +104,7 @@ def _method(name: str, entry: Any, width: int) -> str:
 
 
 def _summary(entry: Any) -> str:
-    described = getattr(entry, "describe", None)
+    described = entry if isinstance(entry, str) else getattr(entry, "describe", None)
     if isinstance(described, str):
         return described
     if not callable(entry):

@@ -16,6 +16,7 @@ from qresearch.sweep.halving import save_score
 from qresearch.sweep.outcome import Outcome, checked, make_record, per_example
 from qresearch.sweep.plan import Piece, group_key, read_piece
 from qresearch.sweep.progress import Relay
+from qresearch.sweep.sources import sources_of
 
 
 class Jobs:
@@ -49,6 +50,8 @@ class Jobs:
         pending = [config for config in piece.configs if not run.has(config_hash(config))]
         for config in set(piece.configs) - set(pending):
             tell({"trial": config_hash(config), "failure": None})
+        for config in pending:
+            sources_of(config)  # remembered from here on: a file that is edited while trials run did not make them
         if pending:
             bench = self._bench_of(piece, path)
             floats = obtain_floats(pending, path / "float", self._relay)

@@ -18,6 +18,7 @@ from qresearch.evaluation import Scores
 from qresearch.qmodel import QuantizedModel
 from qresearch.results import Record, environment
 from qresearch.sweep.assemble import costs_of
+from qresearch.sweep.sources import sources_of
 from qresearch.tasks import Task
 
 FLOAT_BITS = 32.0
@@ -73,7 +74,7 @@ def make_record(outcome: Outcome, model: QuantizedModel, task: Task) -> Record:
         score_name=task.score_name,
         higher_is_better=task.higher_is_better,
         seconds=float(outcome.seconds),
-        environment=_environment(),
+        environment={**_environment(), "sources": sources_of(config)},
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
 

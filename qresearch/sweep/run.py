@@ -13,9 +13,11 @@ from qresearch.config import (
     RunConfig,
     SweepConfig,
     any_run,
+    config_hash,
     distinct_labels,
     expand,
     halving_of,
+    located,
     resolved,
     suggest_ends,
     suggestion_of,
@@ -23,19 +25,21 @@ from qresearch.config import (
 )
 from qresearch.devices import all_begin, is_first, meet
 from qresearch.engines import check_engine
-from qresearch.errors import QResearchError
+from qresearch.errors import GraphError, QResearchError
+from qresearch.quantizers.base import UnsupportedSpecError
 from qresearch.report.searches import keep_settings
 from qresearch.results import RunFolder, create_run, environment, open_run
 from qresearch.results.atomic import make_folder, remove_unfinished
 from qresearch.results.ledger import open_or_renew
 from qresearch.results.lock import locked
 from qresearch.results.run_folder import run_path
-from qresearch.sweep.assemble import known_names
+from qresearch.sweep.assemble import known_names, site_rule, sites_of
 from qresearch.sweep.batches import batches
 from qresearch.sweep.bench import Bench
 from qresearch.sweep.halving import check_halving
 from qresearch.sweep.plan import groups_of
 from qresearch.sweep.progress import Display, Silent
+from qresearch.sweep.sources import changed_line
 from qresearch.sweep.suggest import make_suggester, run_suggested
 from qresearch.trackers.mirror import mirrors
 
@@ -66,8 +70,24 @@ def plan_sweep(sweep: SweepConfig) -> tuple[RunConfig, ...]:
         make_suggester(suggestion)
     if halving is not None:
         check_halving(halving, every[0])
-    check_trials(configs)
+    try:
+        check_trials(configs)
+    except GraphError as error:
+        raise _placed(error, sweep, configs) from error
     return configs
+
+
+def _placed(error: GraphError, sweep: SweepConfig, configs: Sequence[RunConfig]) -> QResearchError:
+    """The error at the key and the line of the site that cannot be; as it is where it is about something else."""
+    for config in {config.quantize: config for config in reversed(configs) if config.flow != "float"}.values():
+        for path, site in sites_of(config.quantize).items():
+            try:
+                _ = site_rule(site).width
+            except GraphError as found:
+                options = () if isinstance(found, UnsupportedSpecError) else ("options",)
+                if str(found) == str(error):
+                    return located(sweep, config, (*path, *options), str(error))
+    return error
 
 
 def check_trials(configs: Sequence[RunConfig]) -> None:
@@ -109,6 +129,9 @@ def run_sweep(sweep: SweepConfig, source: str, display: Display, on_start: Calla
         ledger = stack.enter_context(open_or_renew(folder, display.line))
         found = [record for record in run.records().records if record.status == "done"]
         done = frozenset(record.key for record in found)
+        planned = {config_hash(config) for config in configs} if suggestion_of(sweep) is None else done
+        if line := changed_line(run, [record for record in found if record.key in planned], configs):
+            display.line(f"warning: {line}")
         for record in found:
             display.record(record)
         ledger.reconcile(distinct_labels(configs), done)

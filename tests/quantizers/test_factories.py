@@ -13,6 +13,8 @@ from quantizer_cases import (
 from qresearch.errors import GraphError
 from qresearch.quantizers import QUANTIZERS, QuantSpec, make_quantizer
 from qresearch.quantizers.base import UnsupportedSpecError
+from qresearch.quantizers.lsq import lsq
+from qresearch.sweep.catalogue import catalogue
 
 
 @pytest.mark.parametrize("signed", [True, False])
@@ -32,6 +34,31 @@ def test_a_refusal_says_which_method_refuses(name):
 def test_the_docstring_has_a_reference(name):
     text = QUANTIZERS[name].__doc__ or ""
     assert re.search(r"https?://\S+", text) or re.search(r"[A-Z][a-z]+ .*\b(19|20)\d\d\b", text), text
+
+
+def test_a_method_without_a_paper_is_listed_with_all_others(monkeypatch):
+    def balanced(spec, /):
+        """Balanced clipping: an idea."""
+        return lsq(spec)
+
+    def listed():
+        blocks = re.split(r"^  (?=\S)", catalogue("quantizers"), flags=re.MULTILINE)[1:]
+        assert len(blocks) == len(QUANTIZERS)
+        return next(block for block in blocks if block.startswith("balanced "))
+
+    monkeypatch.setitem(QUANTIZERS, "balanced", balanced)
+    assert re.search(r"paper +none given$", listed(), re.MULTILINE)
+    balanced.__doc__ = "Balanced clipping. Unpublished, Somebody 2026."
+    assert re.search(r"paper +Unpublished, Somebody 2026$", listed(), re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "words"),
+    [("mx", "range", r"range 'mse', expected own \(or leave range out\)"), ("statsq", "mask", "expected no mask")],
+)
+def test_a_refusal_speaks_the_words_of_a_config(name, field, words):
+    with pytest.raises(UnsupportedSpecError, match=words):
+        make_quantizer(name, QuantSpec(**{field: "mse" if field == "range" else "none"}))
 
 
 def test_an_unknown_method_is_refused_with_the_nearest_name():

@@ -162,7 +162,18 @@ REFUSED = {
         ["flow=ptq", "sweep=null", "ptq=[adaround, equalize]"],
         r"ptq: equalize starts from the float model's weights: put it before adaround",
     ),
-    "zero point for lsq": (["quantize.weight.symmetric=false"], r".*symmetric.*"),
+    "zero point for lsq": (
+        ["quantize.weight.symmetric=false"],
+        r"--set  quantize\.weight: lsq has no zero-point: use symmetric: true.*",
+    ),
+    "option that lsq has not": (
+        ["quantize.input.options={trimm: 1}"],
+        r"--set  quantize\.input\.options: quantizer 'lsq' has no option 'trimm'; it has none",
+    ),
+    "range of a rule": (
+        ["quantize.rules=[{pattern: 'linear1/*', weight: {quantizer: mx, range: mse}}]"],
+        r"--set  quantize\.rules\.0\.weight: mx .*: got range 'mse', expected own \(or leave range out\)",
+    ),
 }
 
 
@@ -179,6 +190,17 @@ def test_bad_input_is_one_line_exit_2_and_no_folder(tmp_path, capsys, command, c
     assert count in ([], ["1 problem, nothing started"])
     assert captured.out == ""
     assert not output.exists()
+
+
+def test_a_site_that_cannot_be_is_said_at_its_line_and_at_that_of_the_trial(tmp_path, capsys):
+    lines = SMALL.splitlines()
+    site = next(number for number, line in enumerate(lines, 1) if line.startswith("  input:"))
+    text = SMALL.replace("input: {quantizer: lsq,", "input: {quantizer: lsq, symmetric: false,")
+    assert main(["check", str(write_small(tmp_path, text))]) == 2
+    assert f"small.yaml:{site}  quantize.input: lsq has no zero-point" in capsys.readouterr().err
+    text = SMALL + "    - {flow: ptq, quantize.input.symmetric: false, allocation: {bits: [3, 3]}}\n"
+    assert main(["check", str(write_small(tmp_path, text))]) == 2
+    assert f"small.yaml:{len(lines) + 1}  quantize.input: lsq has no zero-point" in capsys.readouterr().err
 
 
 def test_all_problems_are_listed_at_once_with_their_lines(tmp_path, capsys):

@@ -110,6 +110,7 @@ def test_the_environment(finished_sweep):
         assert environment["versions"]["jax"] == jax.__version__
         assert environment["versions"]["python"] == sys.version.split()[0]
         assert environment["device"] == {"kind": jax.devices()[0].device_kind, "count": len(jax.devices())}
+        assert environment.pop("sources")["models/mlp"]
     assert json.loads((folder / "env.json").read_text()) == environment
 
 
