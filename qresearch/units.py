@@ -17,7 +17,7 @@ from qresearch.errors import GraphError
 from qresearch.graph import Call, Layer
 from qresearch.quantizers import Quantizer
 from qresearch.quantizers.base import ContractError
-from qresearch.quantizers.check import check_contract
+from qresearch.quantizers.check import calibrated
 from qresearch.rules import Rule, SiteRule
 
 
@@ -91,8 +91,7 @@ def _calibrate(unit: Unit, operand: str, quantizer: Quantizer, x: Array, bits: F
     """The qparams of one operand, from a method that keeps its contract for x."""
     site = _site(unit, operand)
     try:
-        check_contract(quantizer, x.shape, x.dtype, site is not None and site.rounding == "stochastic")
-        return quantizer.init(x, bits)
+        return calibrated(quantizer, x, bits, site is not None and site.rounding == "stochastic")
     except ContractError as error:
         raise GraphError(f"quantizer {site_text(unit, operand)}: {error}") from error.__cause__
     except GraphError as error:

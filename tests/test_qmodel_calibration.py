@@ -176,11 +176,11 @@ def test_a_contract_is_checked_once_for_equal_layers(monkeypatch):
     asked = []
 
     def counted(spec):
-        def init(x, bits):
+        def apply(qparams, x, bits, *, key=None):
             asked.append(x.shape)
-            return minmax(spec).init(x, bits)
+            return x
 
-        return minmax(spec)._replace(init=init)
+        return minmax(spec)._replace(apply=apply)
 
     def fn(p, x):
         return x @ p["a"] @ p["b"] @ p["c"]
@@ -188,7 +188,6 @@ def test_a_contract_is_checked_once_for_equal_layers(monkeypatch):
     monkeypatch.setitem(QUANTIZERS, "counted", counted)
     params = {name: kernel(0, 8, 8) for name in "abc"}
     model = quantize_model(fn, params, X, [Rule(weight=SiteRule("counted"), input=None)])
-    model.init(params, X, full(model, 8.0))
-    assert len(asked) == 1 + len(params)  # by shapes, and then for every layer
-    model.init(params, X, full(model, 4.0))
-    assert len(asked) == 1 + 2 * len(params)
+    for width in (8.0, 4.0):
+        model.init(params, X, full(model, width))
+    assert asked == [(8, 8)]

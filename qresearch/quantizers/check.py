@@ -1,4 +1,4 @@
-"""The contract of a method, asked of shapes alone before anything is computed with it."""
+"""The contract of a method, checked where it calibrates; of ``apply`` by shapes alone, before anything is computed."""
 
 from __future__ import annotations
 
@@ -17,25 +17,35 @@ from qresearch.quantizers.base import ContractError, Quantizer, same_form
 _ELSEWHERE = (str(Path(jax.__file__).parent), __file__)  # frames that are not the method's
 
 
-@functools.lru_cache(maxsize=1024)
-def check_contract(quantizer: Quantizer, shape: tuple[int, ...], dtype: Any, stochastic: bool = False) -> None:
-    """ContractError where, for an x of this shape and dtype, ``init`` gives no NamedTuple, ``apply`` gives another
-    shape or dtype than x's, or one of them cannot be traced; its cause is what they raised. stochastic: its rounding
-    is, so that ``apply`` may refuse to run without a key.
+def calibrated(quantizer: Quantizer, x: Any, bits: Any, stochastic: bool = False) -> Any:
+    """``init(x, bits)``. ContractError where it gives no NamedTuple, where ``apply`` gives another shape or dtype than
+    x's, or where one of them raises; its cause is what they raised. stochastic: the method's rounding is, so that
+    ``apply`` may refuse to run without a key.
     """
-    x, bits = jax.ShapeDtypeStruct(shape, dtype), jax.ShapeDtypeStruct((), jnp.float32)
-    qparams = _traced("init", quantizer.init, x, bits)
+    qparams = _told("init", quantizer.init, x, bits)
     if not (isinstance(qparams, tuple) and hasattr(qparams, "_fields")):
-        raise ContractError(f"init must return a NamedTuple, got {type(qparams).__name__}")
-    key = jax.eval_shape(lambda: jax.random.key(0))
+        given = "an array" if isinstance(qparams, jax.Array) else type(qparams).__name__
+        raise ContractError(f"init must return a NamedTuple, got {given}")
+    leaves, tree = jax.tree.flatten(qparams)
+    forms = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+    _check_apply(quantizer, (x.shape, x.dtype), forms, tree, stochastic)
+    return qparams
+
+
+@functools.lru_cache(maxsize=1024)
+def _check_apply(quantizer: Quantizer, form: Any, forms: tuple[Any, ...], tree: Any, stochastic: bool) -> None:
+    """Once for equal shapes: a model has many layers alike."""
+    x, bits = jax.ShapeDtypeStruct(*form), jax.ShapeDtypeStruct((), jnp.float32)
+    qparams = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(*leaf) for leaf in forms])
+    apply, key = functools.partial(jax.eval_shape, quantizer.apply), jax.eval_shape(lambda: jax.random.key(0))
     for given in [key] if stochastic else [None, key] if "needs_key" in quantizer.traits else [None]:
-        same_form(_traced("apply", quantizer.apply, qparams, x, bits, key=given), x)
+        same_form(_told("apply", apply, qparams, x, bits, key=given), x)
 
 
-def _traced(what: str, function: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
-    """The shapes that a method's function gives."""
+def _told(what: str, function: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
+    """What a function of the method gives; what it raises, in one line."""
     try:
-        return jax.eval_shape(function, *arguments, **more)
+        return function(*arguments, **more)
     except QResearchError:
         raise
     except Exception as error:  # the method is anybody's: so is what it raises

@@ -35,7 +35,7 @@ from qresearch.numerics.granularity import PER_TENSOR
 from qresearch.numerics.grid import integer_range
 from qresearch.numerics.rounding import ROUNDINGS
 from qresearch.quantizers import make_quantizer
-from qresearch.quantizers.check import check_contract
+from qresearch.quantizers.check import calibrated
 
 # --- state -----------------------------------------------------------------------------------------------------------
 
@@ -55,7 +55,8 @@ def test_apply_keeps_the_shape_and_the_dtype_of_x(name, spec):
     """And ``init`` gives a NamedTuple: the check that every model makes, by shapes alone."""
     quantizer = make_quantizer(name, spec)
     for dtype in (jnp.float32, jnp.bfloat16):
-        check_contract(quantizer, tensor(spec.signed).shape, jnp.dtype(dtype))
+        x = jax.ShapeDtypeStruct(tensor(spec.signed).shape, dtype)
+        jax.eval_shape(lambda x, bits: calibrated(quantizer, x, bits), x, jnp.float32(4))
 
 
 @cases(range=None, granularity=PER_TENSOR)
