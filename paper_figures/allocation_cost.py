@@ -5,7 +5,7 @@ Published: nothing.
 Recipe: experiments/bench_population.py: an MLP of 8 layers of 256 x 256 on 1,000 examples, weights of 4 or 8 bits,
   inputs of 8; 16 allocations from empty caches, and 16 further ones; medians of 3 repeats in turn in one process. Needs
   the extra ``peers``; without it only our own rows are made.
-Run: not run yet.
+Run: CPU (x86-64, JAX 0.10.2, Qwix 0.1.8, Brevitas 0.13.4), 2 min 33 s on two cores.
 Tolerance: none: times are of one machine.
 """
 

@@ -7,7 +7,7 @@ Published: 99.30 % at 0.36 % of the bit-operations of float after 100 epochs, la
 Recipe: configs/mnist_bayesian_bits.yaml with one epoch less at the end, seed 0: three epochs of float training, five of
   search with gates at ten times the paper's rate, and one with fixed gates. The config's header has three seeds, and
   the full recipe, for a GPU.
-Run: not run yet.
+Run: CPU (x86-64, JAX 0.10.2), 15.5 CPU minutes, 14.6 of wall on two cores shared with other work.
 Tolerance: 0.15 points, and 0.10 percentage points of the bit-operations (of the full recipe; ours is shorter).
 """
 
