@@ -133,6 +133,7 @@ def test_another_batch_shape_is_traced_once():
     assert sorted(traces) == [(1, 4, 4, 1), (3, 4, 4, 1), (4, 4, 4, 1)]
 
 
+@pytest.mark.slow
 def test_no_tracer_leaks_into_the_memoized_graphs():
     fn, params, x = CNN
     model = quantize_model(lambda p, x: fn(p, x) + jnp.arange(3.0), params, x, [QUICK])

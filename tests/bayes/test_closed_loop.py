@@ -43,9 +43,8 @@ class Interacting:
         return (self.loss(allocations) - 2) / best - 1
 
 
-@pytest.mark.parametrize(
-    ("method", "unit"), [("expected_improvement", 1.0), pytest.param("thompson", 1e3, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("method", "unit"), [("expected_improvement", 1.0), ("thompson", 1e3)])
+@pytest.mark.slow
 def test_it_finds_what_the_table_does_not_show(method, unit):
     """In any unit of the table; each allocation is measured once, and no more than asked for."""
     found, tabled = [], []

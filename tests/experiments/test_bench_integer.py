@@ -62,6 +62,7 @@ def test_onnx_runtime_multiplies_the_same(bench, int8):
     assert np.all(np.abs(found - feed["x"] @ weights) <= bound)
 
 
+@pytest.mark.slow
 def test_rows_are_printed_and_written(bench, monkeypatch, tmp_path, capsys):
     module, path = bench("bench_integer"), tmp_path / "rows.jsonl"
     arguments = ["--shape", "2x128x64", "--network", "mlp", "--batch", "2", "--repeats", "2", "--json", str(path)]

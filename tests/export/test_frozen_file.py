@@ -130,6 +130,7 @@ def test_without_the_extra_one_line_says_what_to_install(tmp_path, monkeypatch):
         save_frozen(tmp_path / "model.safetensors", frozen_model()[1])
 
 
+@pytest.mark.slow
 def test_a_four_bit_resnet_takes_what_it_costs(tmp_path):
     """With its header, scales and BatchNorm, at most 0.16 of the float32 model (ResNet-20, W4A8)."""
     model = MODELS["resnet20"](10)

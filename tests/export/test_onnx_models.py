@@ -55,7 +55,7 @@ RULES = {
     "gpt": (Rule("embedding:*", weight=SITES[1]), Rule("product:*", SITES[0], SITES[0]), DEFAULT),
     "vit_tiny": (Rule("product:*", SITES[0], SITES[0]), DEFAULT),
 }
-QUICK = ("mlp", "nnx_cnn")
+QUICK = ("mlp",)
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[SLOW] * (name not in QUICK)) for name in MODELS])

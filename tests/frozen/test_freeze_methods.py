@@ -80,7 +80,7 @@ def layers(draw):
     return fn, {"kernel": kernel}, x
 
 
-@settings(deadline=None, derandomize=True, database=None, max_examples=5)
+@settings(deadline=None, derandomize=True, database=None, max_examples=3)
 @given(
     layers(),
     st.tuples(st.integers(2, 8), st.integers(2, 8)),

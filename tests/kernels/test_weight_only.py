@@ -21,7 +21,7 @@ BLOCKS = Blocks(slices=4, tile=64, depth=64, splits=2, warps=4, stages=2)
 
 
 # Not made smaller where they fail: each example is a compilation.
-@settings(deadline=None, derandomize=True, database=None, max_examples=8, phases=[Phase.generate])
+@settings(deadline=None, derandomize=True, database=None, max_examples=4, phases=[Phase.generate])
 @given(
     bits=st.sampled_from([2, 3, 4, 7, 8]),
     signed=st.booleans(),

@@ -52,6 +52,7 @@ def treatments(names: Sequence[str], cases: Sequence[str]) -> pytest.MarkDecorat
     scans and shared kernels ask of one method that visits layers they ask of all.
     """
     slow = {("awq", "linen"), ("awq", "scanned"), ("awq", "tied"), ("hadamard", "linen"), ("adaround", "tied")}
+    slow |= {("adaround", "linen"), ("awq", "nnx")}
     slow |= {("qdrop", "linen"), ("qdrop", "scanned"), ("qdrop", "tied"), ("prune", "scanned"), ("prune", "linen")}
     pairs = [(name, case) for name in names for case in cases]
     marked = [pytest.param(*pair, marks=[pytest.mark.slow] if pair in slow else []) for pair in pairs]

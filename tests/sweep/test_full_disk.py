@@ -49,7 +49,7 @@ def sweep_into(tmp_path):
     return main(["sweep", str(write_small(tmp_path)), *settings(*FLOAT, f"output={tmp_path / 'out'}")])
 
 
-@pytest.mark.parametrize("code", REASONS)
+@pytest.mark.parametrize("code", [errno.ENOSPC, pytest.param(errno.EROFS, marks=pytest.mark.slow)])
 def test_at_every_write_it_is_one_line_and_the_same_command_continues(finished, tmp_path, capsys, write_fails, code):
     every = len(write_fails(None, code))
     assert every == 0
