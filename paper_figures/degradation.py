@@ -5,7 +5,7 @@ Published: nothing but the float score of the ResNet-20 weights, 91.73 (pytorch_
 Recipe: configs/cifar_resnet20_ptq.yaml, configs/digit_detector.yaml and configs/gpt_shakespeare.yaml, of the last the
   trials float, W8A8, W4A4 and W4A4 after a Hadamard rotation, with two epochs of float training in place of seven,
   for the time; one seed. Drops are in hundredths of the score (accuracy or mAP points; 0.01 of bits per character).
-Run: CPU (x86-64, JAX 0.10.2), 15.4 CPU minutes, 11.3 of wall on two cores shared with other work.
+Run: CPU (x86-64, JAX 0.10.2), 9.5 minutes on two cores, the sum of two runs: the images and scenes, then the text.
 Tolerance: 0.1 points for the float ResNet-20.
 """
 
