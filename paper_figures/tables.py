@@ -61,9 +61,9 @@ def _figure_rows(figures: Mapping[str, Figure]) -> Iterator[tuple[str, ...]]:
 
 def _share(row: Row) -> float:
     """How much of its tolerance a judged number uses."""
-    if not isinstance(row.tolerance, float) or row.difference is None:
-        return 0.0 if row.within else float("inf")
-    return abs(row.difference) / row.tolerance if row.tolerance else (0.0 if row.within else float("inf"))
+    if isinstance(row.tolerance, float) and row.tolerance and row.difference is not None:
+        return abs(row.difference) / row.tolerance
+    return 0.0 if row.within else float("inf")
 
 
 def _number_rows(figures: Mapping[str, Figure]) -> Iterator[tuple[str, ...]]:
